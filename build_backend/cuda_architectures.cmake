@@ -1,0 +1,20 @@
+# Which GPUs to compile for, unless CMAKE_CUDA_ARCHITECTURES says it.  A build on two cores should
+# take minutes: so the GPU at hand, or where there is none the two most common with PTX for later.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  if(SEGFUSE_CUDA_ARCHITECTURES STREQUAL WHEEL)
+    set(CMAKE_CUDA_ARCHITECTURES 75-real 80-real 86-real 89-real 90-real 100-real 120)
+  elseif(SEGFUSE_CUDA_ARCHITECTURES STREQUAL AUTO)
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE found RESULT_VARIABLE failed ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]+" found "${found}")
+    if(failed OR NOT found)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+    else()
+      string(REPLACE "." "" found "${found}")
+      list(REMOVE_DUPLICATES found)
+      set(CMAKE_CUDA_ARCHITECTURES ${found})
+    endif()
+  else()
+    set(CMAKE_CUDA_ARCHITECTURES ${SEGFUSE_CUDA_ARCHITECTURES})
+  endif()
+endif()

@@ -1,0 +1,82 @@
+// Instruction sets of the CPU build: one body, compiled for each, chosen once at load.
+//
+// A function with [[gnu::target]] inlines what has no target of its own and vectorises it for that
+// instruction set; [[gnu::flatten]] inlines the rest.  The compiler's own target_clones chooses in
+// the same way but cannot be overridden, and what cannot be chosen cannot be tested.  Without
+// multiply-add contraction all sets give the same bits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace segfuse::isa {
+
+enum class Isa { baseline, x86_64_v3, x86_64_v4 };
+inline constexpr std::array<std::string_view, 3> names{"baseline", "x86-64-v3", "x86-64-v4"};
+
+#if defined(__x86_64__)
+inline Isa best() {
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return v3 && v4 ? Isa::x86_64_v4 : v3 ? Isa::x86_64_v3 : Isa::baseline;
+}
+#else
+inline Isa best() { return Isa::baseline; }
+#endif
+
+// The instruction set that a name stands for; "" stands for the best that this CPU has.
+inline Isa parse(std::string_view name) {
+  if (name.empty()) return best();
+  std::string known;
+  for (int i = 0; i <= static_cast<int>(best()); ++i) {
+    if (name == names[i]) return static_cast<Isa>(i);
+    known += (i ? ", " : "") + std::string(names[i]);
+  }
+  throw std::invalid_argument("SEGFUSE_ISA: this CPU has " + known + "; got " + std::string(name));
+}
+
+// Set from the environment when _C is loaded, and by tests.
+inline Isa current = best();
+
+template <class Body>
+using Run = void (*)(const Body&, int64_t, int64_t);
+
+template <class Body>
+[[gnu::flatten]] void run_baseline(const Body& body, int64_t begin, int64_t end) {
+  body(begin, end);
+}
+
+#if defined(__x86_64__)
+template <class Body>
+[[gnu::target("arch=x86-64-v3"), gnu::flatten]] void run_v3(const Body& body, int64_t begin,
+                                                            int64_t end) {
+  body(begin, end);
+}
+
+template <class Body>
+[[gnu::target("arch=x86-64-v4"), gnu::flatten]] void run_v4(const Body& body, int64_t begin,
+                                                            int64_t end) {
+  body(begin, end);
+}
+
+template <class Body>
+Run<Body> chosen() {
+  constexpr std::array<Run<Body>, 3> all{run_baseline<Body>, run_v3<Body>, run_v4<Body>};
+  return all[static_cast<int>(current)];
+}
+#else
+template <class Body>
+Run<Body> chosen() {
+  return run_baseline<Body>;
+}
+#endif
+
+}  // namespace segfuse::isa

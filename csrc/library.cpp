@@ -1,0 +1,57 @@
+// The table of contents: every operator's schema; and the Python module _C, whose import registers
+// schemas and CPU kernels and which states how it was built.
+//
+// Schemas are positional; one that writes into an argument returns ().  What an operator means is
+// said in python/segfuse/ops/<op>.py.
+#include <torch/csrc/stable/library.h>
+
+namespace {
+
+void define(torch::stable::detail::StableLibrary& m) {
+  m.def("crop_concat(Tensor skip, Tensor up) -> Tensor");
+  m.def("crop_concat_out(Tensor skip, Tensor up, Tensor(a!) out) -> ()");
+  m.def("crop_concat_backward(Tensor grad, SymInt[] skip_size) -> Tensor");
+}
+
+}  // namespace
+
+#if defined(SEGFUSE_EMULATED)
+
+#include "core/emulator.h"
+
+STABLE_TORCH_LIBRARY(segfuse_emulated, m) { define(m); }
+
+extern "C" [[gnu::visibility("default")]] void segfuse_emulator_set_seed(unsigned long seed) {
+  segfuse::emulator::set_seed(seed);
+}
+
+#else
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/isa.h"
+
+STABLE_TORCH_LIBRARY(segfuse, m) { define(m); }
+
+PYBIND11_MODULE(_C, m) {
+  namespace isa = segfuse::isa;
+  m.doc() = "Schemas, CPU kernels and the facts of this build.";
+  m.attr("cuda_architectures") = SEGFUSE_CUDA_ARCHITECTURES;
+  m.attr("cuda_version") = SEGFUSE_CUDA_VERSION;
+  m.attr("torch_version") = SEGFUSE_TORCH_VERSION;
+  m.attr("torch_target") = SEGFUSE_TORCH_TARGET;
+  m.attr("sanitize") = SEGFUSE_SANITIZE;
+  m.def("isas", [] {
+    return std::vector<std::string>(isa::names.begin(),
+                                    isa::names.begin() + static_cast<int>(isa::best()) + 1);
+  }, "The instruction sets that this CPU can run, the best last.");
+  m.def("isa", [] { return std::string(isa::names[static_cast<int>(isa::current)]); },
+        "The instruction set in use.");
+  m.def("set_isa", [](const std::string& name) { isa::current = isa::parse(name); },
+        pybind11::arg("name"), "Choose an instruction set; an empty name means the best.");
+  const char* named = std::getenv("SEGFUSE_ISA");
+  isa::current = isa::parse(named ? named : "");
+}
+
+#endif

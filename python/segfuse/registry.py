@@ -1,0 +1,169 @@
+"""One record an operator: from it come PyTorch's registrations, the tests and the benchmarks.
+
+An operator has one public function and a few kernels, each a schema of csrc/library.cpp.  The
+kernels' shape functions, gradients and autocast rules are declared here as data, so that they can
+be installed for more than one namespace: ``segfuse``, and in the tests ``segfuse_emulated``, where
+the CUDA sources run on the host.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from . import _library
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+class Operator(Protocol[P, R_co]):
+    """A function with a slow version in plain PyTorch that defines it."""
+
+    __name__: str
+    reference: Callable[P, R_co]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+def defined_by(
+    reference: Callable[P, R_co],
+) -> Callable[[Callable[P, R_co]], Operator[P, R_co]]:
+    """Decorator: attach ``.reference``, which must have the same signature."""
+
+    def attach(function: Callable[P, R_co]) -> Operator[P, R_co]:
+        operator = cast("Operator[P, R_co]", function)
+        operator.reference = reference
+        return operator
+
+    return attach
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A schema, and what PyTorch must know beyond its forward function."""
+
+    name: str
+    fake: Callable[..., Any]
+    """The result's shape, dtype and layout."""
+    backward: Callable[..., Any] | None = None
+    setup_context: Callable[..., None] | None = None
+    autocast: Callable[..., tuple[Any, ...]] | None = None
+    """From the arguments under autocast to those that the kernel is called with."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A call of an operator."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+Make = Callable[..., Tensor]
+"""``make(*size)``: a random tensor of the dtype, device and layout that is being tested."""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """All that is known of an operator, save its kernels' source."""
+
+    function: Operator[..., Any]
+    kernels: tuple[Kernel, ...]
+    samples: Callable[[Make], Iterator[Sample]]
+    failures: Callable[[Make], Iterator[tuple[Sample, type[Exception], str]]]
+    """Calls that must raise: the call, the error and a part of its text."""
+    benchmarks: Callable[[Make], Iterator[Benchmark]]
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+    exact: bool = False
+    """Bit for bit the reference's result; otherwise measured against float64."""
+    takes_out: bool = False
+
+    @property
+    def name(self) -> str:
+        """The public name, ``segfuse.ops.<name>``."""
+        return self.function.__name__
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A case to be timed against what a user would write without us."""
+
+    name: str
+    ours: Callable[[], Any]
+    peer: Callable[[], Any]
+    bytes_moved: int
+    """Bytes that any implementation must read and write: the floor, at copy bandwidth."""
+
+
+OPS: dict[str, OpSpec] = {}
+_libraries: list[torch.library.Library] = []  # a library's registrations live as long as it
+
+
+def register(spec: OpSpec) -> None:
+    """Add an operator and install its kernels."""
+    OPS[spec.name] = spec
+    for kernel in spec.kernels:
+        _install(kernel, "segfuse")
+
+
+def install(namespace: str) -> None:
+    """Install every operator's kernels for another namespace that has the same schemas."""
+    for spec in OPS.values():
+        for kernel in spec.kernels:
+            _install(kernel, namespace)
+
+
+def _install(kernel: Kernel, namespace: str) -> None:
+    name = f"{namespace}::{kernel.name}"
+    torch.library.register_fake(name, kernel.fake)
+    if kernel.backward is not None:
+        torch.library.register_autograd(name, kernel.backward, setup_context=kernel.setup_context)
+    if kernel.autocast is not None:
+        library = torch.library.Library(namespace, "IMPL")
+        for device, key in AUTOCAST_KEYS.items():
+            library.impl(kernel.name, _autocast(name, device, kernel.autocast), key)
+        _libraries.append(library)
+
+
+def _autocast(name: str, device: str, rule: Callable[..., tuple[Any, ...]]) -> Callable[..., Any]:
+    namespace, function = name.split("::")
+
+    def call(*args: Any) -> Any:
+        args = rule(*args)
+        with torch.autocast(device, enabled=False):
+            return getattr(getattr(torch.ops, namespace), function)(*args)
+
+    return call
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether a device has kernels of ours; elsewhere an operator runs its reference."""
+    if device.type in ("cpu", "meta"):
+        return True
+    return device.type == "cuda" and not _library.cuda_missing
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_of_reference(name: str, device: torch.device) -> None:
+    """Say once an operator and kind of device that the slow reference runs."""
+    if (name, device.type) in _warned:
+        return
+    _warned.add((name, device.type))
+    reason = _library.cuda_missing if device.type == "cuda" else "there are none for it"
+    warnings.warn(
+        f"segfuse.ops.{name}: no kernels for {device.type} ({reason}); the reference in plain "
+        "PyTorch runs instead",
+        stacklevel=3,
+    )

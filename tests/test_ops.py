@@ -1,0 +1,306 @@
+"""Every test here runs for every operator of the registry, on every backend."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from backends import (
+    BACKENDS,
+    LAYOUTS,
+    device_of,
+    in_layout,
+    maker,
+    requiring_grad,
+    running,
+)
+from segfuse import registry
+from segfuse.registry import OPS, OpSpec, Sample
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SPECS = [pytest.param(spec, id=name) for name, spec in OPS.items()]
+SPECS_WITH_OUT = [pytest.param(spec, id=name) for name, spec in OPS.items() if spec.takes_out]
+DTYPES = [
+    pytest.param(spec, dtype, id=f"{name}-{str(dtype)[6:]}")
+    for name, spec in OPS.items()
+    for dtype in spec.dtypes
+]
+FLOATS = [
+    pytest.param(spec, dtype, id=f"{name}-{str(dtype)[6:]}")
+    for name, spec in OPS.items()
+    for dtype in spec.dtypes
+    if dtype.is_floating_point
+]
+on_backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def samples(spec: OpSpec, backend: str, dtype: torch.dtype, **how: Any) -> Iterator[Sample]:
+    return spec.samples(maker(backend, dtype, **how))
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def bits(t: Tensor) -> Tensor:
+    return t.detach().cpu().contiguous().view(-1).view(torch.uint8) if t.numel() else t.flatten()
+
+
+def assert_like_reference(spec: OpSpec, got: Tensor, want: Tensor, truth: Tensor | None) -> None:
+    """Bit for bit; or, against float64's ``truth``, an error at most twice the reference's own."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    if spec.exact or truth is None:
+        assert torch.equal(bits(got), bits(want))
+        return
+    ours, theirs = ((t.double() - truth).abs().max() if t.numel() else 0 for t in (got, want))
+    assert ours <= 2 * theirs + torch.finfo(got.dtype).tiny
+
+
+def in_double(sample: Sample) -> Sample:
+    def double(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return Sample(tuple(map(double, sample.args)), sample.kwargs, sample.name)
+
+
+def truth(spec: OpSpec, sample: Sample) -> tuple[Tensor | None, ...]:
+    if spec.exact:
+        return (None,) * 9
+    exact = in_double(sample)
+    return outputs(spec.function.reference(*exact.args, **exact.kwargs))
+
+
+@on_backends
+@pytest.mark.parametrize(("spec", "dtype"), DTYPES)
+def test_equals_its_reference_in_every_layout(
+    spec: OpSpec, dtype: torch.dtype, backend: str
+) -> None:
+    for sample in samples(spec, backend, dtype, bits=spec.exact):
+        for layouts in product(LAYOUTS, repeat=2):
+            s = in_layout(sample, layouts)
+            want = outputs(spec.function.reference(*s.args, **s.kwargs))
+            with running(backend):
+                got = outputs(spec.function(*s.args, **s.kwargs))
+            for ours, theirs, exact in zip(got, want, truth(spec, s), strict=False):
+                assert_like_reference(spec, ours, theirs, exact)
+                assert ours.stride() == theirs.stride(), (s.name, layouts)
+
+
+@on_backends
+@pytest.mark.parametrize(("spec", "dtype"), FLOATS)
+def test_gradients_equal_the_references(spec: OpSpec, dtype: torch.dtype, backend: str) -> None:
+    """For a gradient that is dense, and for one that is expanded (as from a sum)."""
+    for sample in samples(spec, backend, dtype):
+        for layout in ("contiguous", "channels_last"):
+            s = requiring_grad(in_layout(sample, (layout, layout)))
+            inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
+            want = spec.function.reference(*s.args, **s.kwargs)
+            weight = torch.randn_like(want, memory_format=torch.contiguous_format)
+            for upstream in (weight, LAYOUTS["channels_last"](weight), weight[:, :1].expand_as(want)):
+                theirs = torch.autograd.grad(want, inputs, upstream, retain_graph=True)
+                with running(backend):
+                    got = spec.function(*s.args, **s.kwargs)
+                    ours = torch.autograd.grad(got, inputs, upstream)
+                for a, b in zip(ours, theirs, strict=True):
+                    assert_like_reference(spec, a, b, None)
+
+
+@on_backends
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradcheck(spec: OpSpec, backend: str) -> None:
+    for sample in samples(spec, backend, torch.float64):
+        s = requiring_grad(sample)
+        size = sum(a.numel() for a in s.args if isinstance(a, Tensor))
+        if all(a.numel() for a in s.args if isinstance(a, Tensor)) and size < 400:
+            with running(backend):
+                assert torch.autograd.gradcheck(spec.function, s.args, fast_mode=True)
+                assert torch.autograd.gradgradcheck(spec.function, s.args, fast_mode=True)
+
+
+class _Calls(TorchDispatchMode):
+    """Records the calls of our kernels, so that each can be checked by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "segfuse":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_opcheck(spec: OpSpec) -> None:
+    """PyTorch's own check of schema, fake, autograd and AOT dispatch, for every kernel."""
+    seen = set()
+    for sample in samples(spec, "cpu", torch.float32):
+        s = requiring_grad(sample)
+        with _Calls() as record:
+            result = spec.function(*s.args, **s.kwargs)
+            result.sum().backward()
+            if spec.takes_out:
+                with torch.no_grad():
+                    spec.function(*s.args, **s.kwargs, out=torch.empty_like(result))
+        for function, args in record.calls:
+            seen.add(function.__name__.split(".")[0])
+            asking = requiring_grad(Sample(args)).args if "_out" not in function.__name__ else args
+            torch.library.opcheck(function, asking)
+    assert seen == {kernel.name for kernel in spec.kernels}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("spec", SPECS)
+def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool) -> None:
+    """With the gradient; and to the same bits as eager."""
+    for sample in samples(spec, "cpu", torch.float32):
+        torch.compiler.reset()
+        s = requiring_grad(sample)
+        inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
+        eager = spec.function(*s.args, **s.kwargs)
+        compiled_function = torch.compile(
+            spec.function, fullgraph=True, backend="aot_eager", dynamic=dynamic
+        )
+        compiled = compiled_function(*s.args, **s.kwargs)
+        assert torch.equal(bits(compiled), bits(eager))
+        weight = torch.randn_like(eager)
+        for a, b in zip(
+            torch.autograd.grad(compiled, inputs, weight),
+            torch.autograd.grad(eager, inputs, weight),
+            strict=True,
+        ):
+            assert torch.equal(bits(a), bits(b))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_compiles_with_inductor(spec: OpSpec) -> None:
+    torch.compiler.reset()
+    s = next(samples(spec, "cpu", torch.float32))
+
+    def twice(*args: Any) -> Tensor:
+        return spec.function(*args, **s.kwargs) * 2
+
+    assert torch.equal(torch.compile(twice, fullgraph=True)(*s.args), twice(*s.args))
+
+
+@on_backends
+@pytest.mark.parametrize("spec", SPECS)
+def test_failures_raise_and_say_why(spec: OpSpec, backend: str) -> None:
+    for s, error, text in spec.failures(maker(backend, torch.float32)):
+        out = s.kwargs.get("out")
+        before = None if out is None or out.is_meta else out.clone()
+        with running(backend), pytest.raises(error) as raised:
+            spec.function(*s.args, **s.kwargs)
+        assert text in str(raised.value)
+        assert str(raised.value).startswith(f"{spec.name}: ")
+        assert before is None or torch.equal(before, out), "written before the check"
+
+
+@on_backends
+@pytest.mark.parametrize("spec", SPECS_WITH_OUT)
+def test_out_is_written_in_every_layout(spec: OpSpec, backend: str) -> None:
+    """And nothing beside it."""
+    for sample in samples(spec, backend, torch.float32, bits=spec.exact):
+        for layout in LAYOUTS:
+            if layout == "expanded":
+                continue
+            for inputs in ("contiguous", "channels_last"):
+                s = in_layout(sample, (inputs, inputs))
+                want = spec.function.reference(*s.args, **s.kwargs)
+                out = LAYOUTS[layout](torch.zeros_like(want))
+                around = torch.empty(0, dtype=out.dtype, device=out.device)
+                around.set_(out.untyped_storage())
+                around.fill_(-7)
+                with running(backend):
+                    got = spec.function(*s.args, **s.kwargs, out=out)
+                assert got is out
+                assert torch.equal(bits(out), bits(want)), (s.name, layout)
+                out.fill_(-7)
+                assert (around == -7).all(), "written beside out"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_autocast_gives_what_the_reference_gives(spec: OpSpec) -> None:
+    for s in samples(spec, "cpu", torch.float32):
+        for dtypes in product((torch.float32, torch.bfloat16), repeat=2):
+            args = [
+                a.to(dtypes[min(i, 1)]) if isinstance(a, Tensor) else a
+                for i, a in enumerate(s.args)
+            ]
+            with torch.autocast("cpu", torch.bfloat16):
+                got = spec.function(*args, **s.kwargs)
+                want = spec.function.reference(*args, **s.kwargs)
+            assert got.dtype == want.dtype
+            assert torch.equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_reference_runs_where_there_are_no_kernels(
+    spec: OpSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = __import__(spec.function.__module__, fromlist=["has_kernels"])
+    monkeypatch.setattr(module, "has_kernels", lambda _: False)
+    monkeypatch.setattr(registry, "_warned", set())
+    s = next(samples(spec, "cpu", torch.float32))
+    with pytest.warns(UserWarning, match=f"segfuse.ops.{spec.name}: no kernels for cpu"):
+        got = spec.function(*s.args, **s.kwargs)
+    assert torch.equal(got, spec.function.reference(*s.args, **s.kwargs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        spec.function(*s.args, **s.kwargs)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_instruction_sets_and_thread_counts_give_the_same_bits(spec: OpSpec) -> None:
+    from segfuse import _C
+
+    for s in samples(spec, "cpu", torch.float32):
+        results = []
+        for isa, threads in product(_C.isas(), (1, 2)):
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            with running(isa):
+                results.append(bits(outputs(spec.function(*s.args, **s.kwargs))[0]))
+            torch.set_num_threads(before)
+        assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_benchmarks_compare_the_same(spec: OpSpec) -> None:
+    """What is timed against each other gives the same result."""
+    before = torch.get_num_threads()
+    for benchmark in spec.benchmarks(maker("cpu", torch.float16)):
+        assert torch.equal(bits(benchmark.ours()), bits(benchmark.peer())), benchmark.name
+    torch.set_num_threads(before)
+
+
+def test_every_schema_has_a_record() -> None:
+    """A schema without one would be an operator without a test."""
+    names = torch._C._dispatch_get_all_op_names()
+    defined = {name.split("::")[1] for name in names if name.startswith("segfuse::")}
+    assert defined == {kernel.name for spec in OPS.values() for kernel in spec.kernels}
+
+
+def test_every_operator_is_public_and_documented() -> None:
+    from segfuse import ops
+
+    assert set(ops.__all__) == set(OPS)
+    for name, spec in OPS.items():
+        assert getattr(ops, name) is spec.function
+        for word in ("Args:", "Returns:", "Raises:"):
+            assert word in (spec.function.__doc__ or "")
+
+
+def test_backends() -> None:
+    """The emulated CUDA is tested unless this is an installed copy without it."""
+    assert device_of("cuda") == "cuda"
+    if not any(name.startswith("emulated") for name in BACKENDS):
+        pytest.skip("built without SEGFUSE_EMULATED=ON: the CUDA sources were not run")

@@ -4,6 +4,7 @@
 #   make demo                          segment a real microscopy image
 #   make test                          all tests, the CUDA sources emulated on the host
 #   make sanitize                      the operators' tests under AddressSanitizer and UBSan
+#   make lint                          ruff, clang-format and mypy, as before each commit
 #   make TORCH=torch==2.13.0 test      with a torch of your choice
 PYTHON ?= python3
 TORCH ?= torch
@@ -27,10 +28,10 @@ test: .venv/test/installed
 sanitize: build/sanitized/installed
 	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	.venv/test/bin/python -m pytest $(PYTEST) tests/test_ops.py -k "not compiles and not opcheck"
+	.venv/test/bin/python -m pytest $(PYTEST) -s tests/test_ops.py -k "not compiles and not opcheck"
 
 lint: .venv/lint/installed
-	.venv/lint/bin/pre-commit run --all-files
+	PATH="$(CURDIR)/.venv/lint/bin:$$PATH" pre-commit run --all-files
 
 clean:
 	rm -rf .venv build
@@ -59,8 +60,8 @@ build/sanitized/installed: .venv/test/installed
 	  -Ccmake.define.SEGFUSE_SANITIZE=$(SANITIZERS)
 	touch $@
 
-.venv/lint/installed: .venv/lint/bin/python
-	.venv/lint/bin/python -m pip install -q pre-commit
+.venv/lint/installed: .venv/lint/torch pyproject.toml
+	.venv/lint/bin/python -m pip install -q pre-commit mypy ".[demo]"
 	touch $@
 
 .SECONDARY:

@@ -1,5 +1,8 @@
-"""scikit-build-core, and two things more: torch as a build requirement only where none is found,
-and one clear sentence where the machine cannot build."""
+"""scikit-build-core, and two things more.
+
+torch is a build requirement only where none is found, and where the machine cannot build, the
+message says what works.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,28 @@ import shutil
 import sys
 from typing import Any
 
-import find_torch
 from scikit_build_core import build as _backend
-from scikit_build_core.build import *  # noqa: F403  (the hooks that need no change)
+from scikit_build_core.build import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+import find_torch
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
 
 SUPPORTED = ("Linux on x86-64 or aarch64", {"x86_64", "aarch64"})
 

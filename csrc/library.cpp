@@ -30,28 +30,39 @@ extern "C" [[gnu::visibility("default")]] void segfuse_emulator_set_seed(unsigne
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "core/isa.h"
+#include "core/host.h"
 
 STABLE_TORCH_LIBRARY(segfuse, m) { define(m); }
 
 PYBIND11_MODULE(_C, m) {
-  namespace isa = segfuse::isa;
+  namespace host = segfuse::host;
   m.doc() = "Schemas, CPU kernels and the facts of this build.";
   m.attr("cuda_architectures") = SEGFUSE_CUDA_ARCHITECTURES;
   m.attr("cuda_version") = SEGFUSE_CUDA_VERSION;
   m.attr("torch_version") = SEGFUSE_TORCH_VERSION;
   m.attr("torch_target") = SEGFUSE_TORCH_TARGET;
   m.attr("sanitize") = SEGFUSE_SANITIZE;
-  m.def("isas", [] {
-    return std::vector<std::string>(isa::names.begin(),
-                                    isa::names.begin() + static_cast<int>(isa::best()) + 1);
-  }, "The instruction sets that this CPU can run, the best last.");
-  m.def("isa", [] { return std::string(isa::names[static_cast<int>(isa::current)]); },
-        "The instruction set in use.");
-  m.def("set_isa", [](const std::string& name) { isa::current = isa::parse(name); },
-        pybind11::arg("name"), "Choose an instruction set; an empty name means the best.");
+  m.def(
+      "isas",
+      [] {
+        return std::vector<std::string>(host::names.begin(),
+                                        host::names.begin() + static_cast<int>(host::best()) + 1);
+      },
+      "The instruction sets that this CPU can run, the best last.");
+  m.def(
+      "isa", [] { return std::string(host::names[static_cast<int>(host::isa)]); },
+      "The instruction set in use.");
+  m.def(
+      "set_isa", [](const std::string& name) { host::isa = host::parse(name); },
+      pybind11::arg("name"), "Choose an instruction set; an empty name means the best.");
+  m.def(
+      "streams_from", [] { return host::streams_from; },
+      "Bytes of an output from which on it is written past the cache.");
+  m.def(
+      "set_streams_from", [](int64_t bytes) { host::streams_from = bytes; }, pybind11::arg("size"),
+      "Change it; for tests.");
   const char* named = std::getenv("SEGFUSE_ISA");
-  isa::current = isa::parse(named ? named : "");
+  host::isa = host::parse(named ? named : "");
 }
 
 #endif

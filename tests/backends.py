@@ -9,21 +9,24 @@ from typing import Any
 from unittest import mock
 
 import torch
-from segfuse import _C, _library, registry
 from torch import Tensor
+
+from segfuse import _C, _library, registry
 
 _emulated_path = _library.FOLDER / "_emulated.so"
 SEEDS = (0, 1, 2)  # orders in which the emulator runs a block's threads; 0 is the natural one
 
-BACKENDS = [*_C.isas()]
+BACKENDS = [*_C.isas(), "streaming"]
 if _emulated_path.exists():
     torch.ops.load_library(str(_emulated_path))
     registry.install("segfuse_emulated")
     _set_seed = ctypes.CDLL(str(_emulated_path)).segfuse_emulator_set_seed
     _set_seed.argtypes = [ctypes.c_ulong]
     BACKENDS += [f"emulated-{seed}" for seed in SEEDS]
+DEVICES = ["cpu"]  # for what does not depend on which of a device's kernels run
 if torch.cuda.is_available():
     BACKENDS.append("cuda")
+    DEVICES.append("cuda")
 
 
 def device_of(backend: str) -> str:
@@ -32,13 +35,24 @@ def device_of(backend: str) -> str:
 
 @contextmanager
 def running(backend: str) -> Iterator[None]:
-    """The operators run on a backend: an instruction set, the emulated CUDA, or CUDA."""
+    """The operators run on a backend.
+
+    An instruction set; the best one with every ``out=`` written past the cache; the CUDA sources
+    emulated, under a seed; or CUDA.
+    """
     if backend.startswith("emulated"):
         _set_seed(int(backend.split("-")[1]))
         with mock.patch.object(torch.ops, "segfuse", torch.ops.segfuse_emulated):
             yield
     elif backend == "cuda":
         yield
+    elif backend == "streaming":
+        before_bytes = _C.streams_from()
+        _C.set_streams_from(-1)
+        try:
+            yield
+        finally:
+            _C.set_streams_from(before_bytes)
     else:
         before = _C.isa()
         _C.set_isa(backend)
@@ -83,7 +97,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def maker(backend: str, dtype: torch.dtype, *, bits: bool = False, seed: int = 0) -> registry.Make:
-    """Random tensors of a dtype; with ``bits``, every pattern of bits, NaN and all."""
+    """Random tensors of a dtype on a backend's or a device's memory; with ``bits``, every pattern
+    of bits, NaN and all."""
     generator = torch.Generator().manual_seed(seed)
 
     def make(*size: int) -> Tensor:

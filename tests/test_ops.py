@@ -11,6 +11,7 @@ import pytest
 import torch
 from backends import (
     BACKENDS,
+    DEVICES,
     LAYOUTS,
     device_of,
     in_layout,
@@ -18,10 +19,11 @@ from backends import (
     requiring_grad,
     running,
 )
-from segfuse import registry
-from segfuse.registry import OPS, OpSpec, Sample
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from segfuse import registry
+from segfuse.registry import OPS, OpSpec, Sample
 
 SPECS = [pytest.param(spec, id=name) for name, spec in OPS.items()]
 SPECS_WITH_OUT = [pytest.param(spec, id=name) for name, spec in OPS.items() if spec.takes_out]
@@ -37,6 +39,7 @@ FLOATS = [
     if dtype.is_floating_point
 ]
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
+on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def samples(spec: OpSpec, backend: str, dtype: torch.dtype, **how: Any) -> Iterator[Sample]:
@@ -102,7 +105,11 @@ def test_gradients_equal_the_references(spec: OpSpec, dtype: torch.dtype, backen
             inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
             want = spec.function.reference(*s.args, **s.kwargs)
             weight = torch.randn_like(want, memory_format=torch.contiguous_format)
-            for upstream in (weight, LAYOUTS["channels_last"](weight), weight[:, :1].expand_as(want)):
+            for upstream in (
+                weight,
+                LAYOUTS["channels_last"](weight),
+                weight[:, :1].expand_as(want),
+            ):
                 theirs = torch.autograd.grad(want, inputs, upstream, retain_graph=True)
                 with running(backend):
                     got = spec.function(*s.args, **s.kwargs)
@@ -138,11 +145,12 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@on_devices
 @pytest.mark.parametrize("spec", SPECS)
-def test_opcheck(spec: OpSpec) -> None:
+def test_opcheck(spec: OpSpec, device: str) -> None:
     """PyTorch's own check of schema, fake, autograd and AOT dispatch, for every kernel."""
     seen = set()
-    for sample in samples(spec, "cpu", torch.float32):
+    for sample in samples(spec, device, torch.float32):
         s = requiring_grad(sample)
         with _Calls() as record:
             result = spec.function(*s.args, **s.kwargs)
@@ -157,11 +165,12 @@ def test_opcheck(spec: OpSpec) -> None:
     assert seen == {kernel.name for kernel in spec.kernels}
 
 
+@on_devices
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
-def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool) -> None:
+def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool, device: str) -> None:
     """With the gradient; and to the same bits as eager."""
-    for sample in samples(spec, "cpu", torch.float32):
+    for sample in samples(spec, device, torch.float32):
         torch.compiler.reset()
         s = requiring_grad(sample)
         inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
@@ -180,10 +189,12 @@ def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool) -> None:
             assert torch.equal(bits(a), bits(b))
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # inductor's advice on new GPUs
+@on_devices
 @pytest.mark.parametrize("spec", SPECS)
-def test_compiles_with_inductor(spec: OpSpec) -> None:
+def test_compiles_with_inductor(spec: OpSpec, device: str) -> None:
     torch.compiler.reset()
-    s = next(samples(spec, "cpu", torch.float32))
+    s = next(samples(spec, device, torch.float32))
 
     def twice(*args: Any) -> Tensor:
         return spec.function(*args, **s.kwargs) * 2
@@ -227,15 +238,16 @@ def test_out_is_written_in_every_layout(spec: OpSpec, backend: str) -> None:
                 assert (around == -7).all(), "written beside out"
 
 
+@on_devices
 @pytest.mark.parametrize("spec", SPECS)
-def test_autocast_gives_what_the_reference_gives(spec: OpSpec) -> None:
-    for s in samples(spec, "cpu", torch.float32):
+def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> None:
+    for s in samples(spec, device, torch.float32):
         for dtypes in product((torch.float32, torch.bfloat16), repeat=2):
             args = [
                 a.to(dtypes[min(i, 1)]) if isinstance(a, Tensor) else a
                 for i, a in enumerate(s.args)
             ]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16):
                 got = spec.function(*args, **s.kwargs)
                 want = spec.function.reference(*args, **s.kwargs)
             assert got.dtype == want.dtype
@@ -273,13 +285,12 @@ def test_instruction_sets_and_thread_counts_give_the_same_bits(spec: OpSpec) -> 
         assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@on_devices
 @pytest.mark.parametrize("spec", SPECS)
-def test_benchmarks_compare_the_same(spec: OpSpec) -> None:
+def test_benchmarks_compare_the_same(spec: OpSpec, device: str) -> None:
     """What is timed against each other gives the same result."""
-    before = torch.get_num_threads()
-    for benchmark in spec.benchmarks(maker("cpu", torch.float16)):
+    for benchmark in spec.benchmarks(maker(device, torch.float32)):
         assert torch.equal(bits(benchmark.ours()), bits(benchmark.peer())), benchmark.name
-    torch.set_num_threads(before)
 
 
 def test_every_schema_has_a_record() -> None:

@@ -35,15 +35,15 @@
 #include <cuda_runtime.h>
 #define SEGFUSE_BACKEND cuda
 #define SEGFUSE_CUDA_SOURCE 1
-#define SEGFUSE_FUNCTOR __device__ __forceinline__
+#define SEGFUSE_FUNCTOR __host__ __device__ __forceinline__
 #define SEGFUSE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segfuse, CUDA, m)
 #define SEGFUSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
-#define SEGFUSE_DYNAMIC_SHARED(T, name)                              \
+#define SEGFUSE_DYNAMIC_SHARED(T, name)                               \
   extern __shared__ __align__(16) unsigned char segfuse_shared_raw[]; \
   T* name = reinterpret_cast<T*>(segfuse_shared_raw)
 #else
-#include "core/isa.h"
+#include "core/host.h"
 #define SEGFUSE_BACKEND cpu
 #define SEGFUSE_CUDA_SOURCE 0
 #define SEGFUSE_FUNCTOR [[gnu::always_inline]] inline
@@ -100,7 +100,7 @@ class Launch {
 // inlined, with all that it calls, into a function of each instruction set.
 template <class Body>
 void parallel(int64_t n, int64_t grain, const Body& body) {
-  const auto run = isa::chosen<Body>();
+  const auto run = host::chosen<Body>();
   torch::stable::parallel_for(0, n, std::max<int64_t>(grain, 1),
                               [&](int64_t begin, int64_t end) { run(body, begin, end); });
 }

@@ -43,12 +43,18 @@ struct Bytes16 {
 template <class F>
 void visit_size(size_t bytes, const char* op, const F& f) {
   switch (bytes) {
-    case 1: return f.template operator()<uint8_t>();
-    case 2: return f.template operator()<uint16_t>();
-    case 4: return f.template operator()<uint32_t>();
-    case 8: return f.template operator()<uint64_t>();
-    case 16: return f.template operator()<Bytes16>();
-    default: check(false, op, ": elements of ", bytes, " bytes are not supported");
+    case 1:
+      return f.template operator()<uint8_t>();
+    case 2:
+      return f.template operator()<uint16_t>();
+    case 4:
+      return f.template operator()<uint32_t>();
+    case 8:
+      return f.template operator()<uint64_t>();
+    case 16:
+      return f.template operator()<Bytes16>();
+    default:
+      check(false, op, ": elements of ", bytes, " bytes are not supported");
   }
 }
 

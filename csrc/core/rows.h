@@ -30,7 +30,6 @@
 #endif
 
 #include <cstring>
-#include <fstream>
 #include <type_traits>
 
 namespace segfuse::SEGFUSE_BACKEND {
@@ -58,9 +57,9 @@ concept Moves = requires(const F& f, const typename F::Row& row) { f.at(row, 0, 
 // A thread computes 16 bytes of a row, a pack.  Packs lie where the output is aligned to 16 bytes,
 // so that a row's first and last may be cut; those, and rows with a step, are stored one by one.
 struct RowPolicy {
-  static constexpr int threads = 256;      // a block: whole warps, each on up to 32 packs of a row,
-                                           // or several short rows a warp
-  static constexpr int packs_a_thread = 8; // long rows are split among blocks beyond this
+  static constexpr int threads = 256;  // a block: whole warps, each on up to 32 packs of a row,
+                                       // or several short rows a warp
+  static constexpr int packs_a_thread = 8;  // long rows are split among blocks beyond this
 };
 
 template <class F>
@@ -104,7 +103,8 @@ template <class F>
 void for_each_row(const Tensor& out, Memory, int64_t rows, int64_t longest, const F& f) {
   if (rows <= 0 || longest <= 0) return;
   constexpr int64_t pack = 16 / sizeof(typename F::Value);
-  const int64_t packs = (longest + pack - 1) / pack + (pack > 1);  // one more where rows start askew
+  const int64_t packs =
+      (longest + pack - 1) / pack + (pack > 1);  // one more where rows start askew
   const unsigned x = packs > 16 ? 32 : packs > 8 ? 16 : 8, y = RowPolicy::threads / x;
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>((rows + y - 1) / y, 0x7fffffff)),
                   static_cast<unsigned>(std::clamp<int64_t>(
@@ -117,10 +117,10 @@ void for_each_row(const Tensor& out, Memory, int64_t rows, int64_t longest, cons
 #else
 
 struct RowPolicy {
-  static constexpr int64_t grain = 32768;       // bytes a thread writes at least
-  static constexpr int64_t longest = 65536;     // bytes; longer rows are split among threads
-  static constexpr int64_t buffer = 2048;       // bytes computed before they are streamed
-  static constexpr int64_t streamed_row = 256;  // bytes; shorter rows are left to the cache
+  static constexpr int64_t grain = 32768;    // bytes a thread writes at least
+  static constexpr int64_t longest = 65536;  // bytes; longer rows are split among threads
+  static constexpr int64_t buffer = 2048;    // bytes computed before they are streamed
+  static constexpr int64_t streamed = 240;   // bytes; rows shorter than this do not gain
 };
 
 template <class F>
@@ -243,23 +243,6 @@ void fill_rows(int64_t rows, int64_t longest, const F& f) {
   parallel(rows * pieces, RowPolicy::grain / (piece * static_cast<int64_t>(sizeof(T))), body);
 }
 
-// Streaming stores spare the read of what is overwritten, but leave nothing in the cache for the
-// next operator: they pay for outputs that the last-level cache would not have kept anyway.  (Its
-// size is not asked of sysconf, which adds up the caches of a whole machine.)  Not for fresh memory:
-// there the system has just brought each page into the cache, to clear it.
-inline bool pays_to_stream(Memory memory, int64_t bytes) {
-#if defined(__SSE2__)
-  static const int64_t cache = [] {
-    int64_t kib = 0;
-    std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
-    return (kib > 0 ? kib : 32 * 1024) * 1024;
-  }();
-  return memory == Memory::reused && bytes > cache;
-#else
-  return (void)memory, (void)bytes, false;
-#endif
-}
-
 // Page faults of a fresh large output cost more than filling it: ask for large pages, which the
 // system grants where it is set to "madvise" or "always".
 inline void ask_for_large_pages(const void* begin, int64_t bytes) {
@@ -276,12 +259,16 @@ template <class F>
 void for_each_row(const Tensor& out, Memory memory, int64_t rows, int64_t longest, const F& f) {
   const auto size = static_cast<int64_t>(sizeof(typename F::Value)), bytes = out.numel() * size;
   if (rows <= 0 || longest <= 0) return;
-  if (memory == Memory::fresh) ask_for_large_pages(out.const_data_ptr(), bytes);
-  if (pays_to_stream(memory, bytes) && longest * size >= RowPolicy::streamed_row) {
+  // Streaming stores spare the read of what is overwritten, but leave nothing in the cache for the
+  // next operator.  Fresh memory is not streamed to: the system has just brought each page into the
+  // cache, to clear it.
+  const bool large = bytes > host::streams_from && longest * size >= RowPolicy::streamed;
+  if (memory == Memory::reused && (large || host::streams_from < 0)) {
     fill_rows<true>(rows, longest, f);
-  } else {
-    fill_rows<false>(rows, longest, f);
+    return;
   }
+  if (memory == Memory::fresh) ask_for_large_pages(out.const_data_ptr(), bytes);
+  fill_rows<false>(rows, longest, f);
 }
 
 #endif

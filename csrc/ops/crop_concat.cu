@@ -46,9 +46,9 @@ struct Paste {
   T* to;
   const T* from[2];
   int64_t to_stride[axes], from_stride[2][axes];
-  int64_t size[axes];              // of the output
-  int64_t lead[axes], count[axes]; // the box of the sources; all of the output in the forward pass
-  int64_t split_at;                // the channel where the second part begins
+  int64_t size[axes];               // of the output
+  int64_t lead[axes], count[axes];  // the box of the sources; all of the output in the forward pass
+  int64_t split_at;                 // the channel where the second part begins
   int parts;
   bool along_channels;
 
@@ -79,21 +79,21 @@ struct Paste {
       second = true;
       at[1] -= split_at;
     }
-    row.from = second ? from[1] : from[0];
-    row.from_step = second ? from_stride[1][4] : from_stride[0][4];
+    int64_t offset = 0;
     for (int i = 0; i < 4; ++i) {
       const int64_t source = at[i] - lead[i];
       if (source < 0 || source >= count[i]) row.count = 0;
-      row.from += source * (second ? from_stride[1][i] : from_stride[0][i]);
+      offset += source * (second ? from_stride[1][i] : from_stride[0][i]);
     }
+    if (row.count > 0) row.from = (second ? from[1] : from[0]) + offset;
+    row.from_step = second ? from_stride[1][4] : from_stride[0][4];
     row.from_stride = second ? from_stride[1][3] : from_stride[0][3];
-    const bool boxed = row.count > 0 || row.size == 0;
-    row.left = boxed && parts_along_rows() == 1 ? lead[3] + count[3] - 1 - at[3] : 0;
+    row.left = row.count > 0 && parts_along_rows() == 1 ? lead[3] + count[3] - 1 - at[3] : 0;
     return row;
   }
 
   SEGFUSE_FUNCTOR bool next(Row& row) const {
-    if (row.left <= 0) return false;
+    if (row.left == 0) return false;
     --row.left;
     row.to += to_stride[3];
     row.from += row.from_stride;
@@ -128,11 +128,25 @@ struct Paste {
   }
 };
 
-// Fills `out`: its channels from `split_at` on from `second` (if given), the others from `first`.
-// The box begins at `box_lead` and has the size of `box`, both by axis.
-void paste(const char* op, const Tensor& out, Memory memory, const Tensor& first,
-           const Tensor* second, int64_t split_at, const View& box, const int64_t* box_lead,
-           int64_t first_offset) {
+// A box within a larger one, by axis.
+struct Box {
+  int64_t lead[axes], count[axes];
+};
+
+// The centre of `large`, of the spatial size of `small`.
+Box centre(const View& large, const View& small) {
+  Box box;
+  for (int a = 0; a < axes; ++a) {
+    box.count[a] = a < 2 ? large.size[a] : small.size[a];
+    box.lead[a] = (large.size[a] - box.count[a]) / 2;
+  }
+  return box;
+}
+
+// Fills `out`, which is zero outside of `box`: channels before `split_at` from `first`, beginning
+// at its element `offset`, the others from `second`, if given.
+void paste(const char* op, const Tensor& out, Memory memory, const Box& box, int64_t split_at,
+           const Tensor& first, int64_t offset, const Tensor* second) {
   const View to(out), views[2]{View(first), View(second ? *second : first)};
   int64_t pixel_step = INT64_MAX;
   for (int a = 2; a < axes; ++a) {
@@ -143,7 +157,7 @@ void paste(const char* op, const Tensor& out, Memory memory, const Tensor& first
   visit_size(out.element_size(), op, [&]<class T>() {
     Paste<T> f;
     f.to = static_cast<T*>(out.mutable_data_ptr());
-    f.from[0] = static_cast<const T*>(first.const_data_ptr()) + first_offset;
+    f.from[0] = static_cast<const T*>(first.const_data_ptr()) + offset;
     f.from[1] = static_cast<const T*>((second ? *second : first).const_data_ptr());
     f.split_at = split_at;
     f.parts = second ? 2 : 1;
@@ -154,8 +168,8 @@ void paste(const char* op, const Tensor& out, Memory memory, const Tensor& first
       f.from_stride[0][i] = views[0].stride[a];
       f.from_stride[1][i] = views[1].stride[a];
       f.size[i] = to.size[a];
-      f.lead[i] = box_lead[a];
-      f.count[i] = box.size[a];
+      f.lead[i] = box.lead[a];
+      f.count[i] = box.count[a];
     }
     f.merge(3);
     if (f.size[3] == 1) f.merge(2);
@@ -198,18 +212,14 @@ std::vector<int64_t> result_size(const Tensor& skip, const Tensor& up) {
   return size;
 }
 
-// Offsets of the centre crop, by axis.
-void crop_lead(const View& large, const View& small, int64_t* lead) {
-  lead[0] = lead[1] = 0;
-  for (int a = 2; a < axes; ++a) lead[a] = (large.size[a] - small.size[a]) / 2;
-}
-
 void concat_into(const Tensor& out, Memory memory, const Tensor& skip, const Tensor& up) {
-  const View large(skip), small(up);
-  int64_t lead[axes], offset = 0, none[axes]{};
-  crop_lead(large, small, lead);
-  for (int a = 0; a < axes; ++a) offset += lead[a] * large.stride[a];
-  paste("crop_concat", out, memory, skip, &up, large.size[1], View(out), none, offset);
+  const View large(skip), whole(out);
+  const Box crop = centre(large, View(up));
+  int64_t offset = 0;
+  for (int a = 0; a < axes; ++a) offset += crop.lead[a] * large.stride[a];
+  const bool empty_skip = skip.numel() == 0;  // no address to add to
+  paste("crop_concat", out, memory, centre(whole, whole), large.size[1], skip,
+        empty_skip ? 0 : offset, &up);
 }
 
 Tensor crop_concat(const Tensor& skip, const Tensor& up) {
@@ -227,21 +237,17 @@ void crop_concat_out(const Tensor& skip, const Tensor& up, const Tensor& out) {
 }
 
 Tensor crop_concat_backward(const Tensor& grad, const std::vector<int64_t>& skip_size) {
-  check(grad.dim() >= 3 && grad.dim() <= axes &&
-            static_cast<int64_t>(skip_size.size()) == grad.dim(),
-        "crop_concat_backward: grad and skip_size: expected 3, 4 or 5 dimensions alike");
+  check(
+      grad.dim() >= 3 && grad.dim() <= axes && static_cast<int64_t>(skip_size.size()) == grad.dim(),
+      "crop_concat_backward: grad and skip_size: expected 3, 4 or 5 dimensions alike");
   check(skip_size[0] == grad.size(0) && skip_size[1] <= grad.size(1),
         "crop_concat_backward: skip_size: expected the batch size of grad and no more channels");
   for (int64_t a = 2; a < grad.dim(); ++a) {
     check(skip_size[a] >= grad.size(a), "crop_concat_backward: skip_size: smaller than grad");
   }
   const Tensor out = empty(grad, skip_size);
-  const View large(out);
-  View box(grad);
-  box.size[1] = large.size[1];
-  int64_t lead[axes];
-  crop_lead(large, box, lead);
-  paste("crop_concat_backward", out, Memory::fresh, grad, nullptr, large.size[1], box, lead, 0);
+  paste("crop_concat_backward", out, Memory::fresh, centre(View(out), View(grad)), skip_size[1],
+        grad, 0, nullptr);
   return out;
 }
 

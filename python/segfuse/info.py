@@ -29,8 +29,8 @@ def cuda_sentence() -> str:
         return f"cannot run: {_library.cuda_missing}"
     if not torch.cuda.is_available():
         return (
-            f"cannot run: the kernels are loaded, but torch {torch.__version__} finds no usable GPU "
-            f"(no driver, or one too old for CUDA {torch.version.cuda})"
+            f"cannot run: the kernels are loaded, but torch {torch.__version__} finds no GPU that "
+            f"it can use (none there, no driver, or one too old for CUDA {torch.version.cuda})"
         )
     gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     built = _C.cuda_architectures

@@ -19,28 +19,30 @@ from torch import Tensor
 from . import _library
 
 P = ParamSpec("P")
-R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
-class Operator(Protocol[P, R_co]):
+class Operator(Protocol[P, R]):
     """A function with a slow version in plain PyTorch that defines it."""
 
     __name__: str
-    reference: Callable[P, R_co]
+    reference: Callable[P, R]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the kernels, or the reference where there are none."""
+        ...
 
 
 def defined_by(
-    reference: Callable[P, R_co],
-) -> Callable[[Callable[P, R_co]], Operator[P, R_co]]:
+    reference: Callable[P, R],
+) -> Callable[[Callable[P, R]], Operator[P, R]]:
     """Decorator: attach ``.reference``, which must have the same signature."""
 
-    def attach(function: Callable[P, R_co]) -> Operator[P, R_co]:
-        operator = cast("Operator[P, R_co]", function)
+    def attach(function: Callable[P, R]) -> Operator[P, R]:
+        operator = cast("Operator[P, R]", function)
         operator.reference = reference
         return operator
 
@@ -96,13 +98,19 @@ class OpSpec:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A case to be timed against what a user would write without us."""
+    """A case to be timed against what a user would write without us.
+
+    The functions hold the case's tensors; an operator makes them only as its cases are asked for.
+    """
 
     name: str
+    """Ends in the memory condition: "out=" where memory is reused, "fresh" where each call
+    allocates its result."""
     ours: Callable[[], Any]
     peer: Callable[[], Any]
-    bytes_moved: int
-    """Bytes that any implementation must read and write: the floor, at copy bandwidth."""
+    bytes_moved: int | None
+    """Bytes that any implementation must read and write: the floor, at copy bandwidth.  None where
+    arithmetic takes the time, so that there is no such floor."""
 
 
 OPS: dict[str, OpSpec] = {}

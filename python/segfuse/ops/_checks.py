@@ -1,5 +1,8 @@
-"""Checks that operators share.  Each raises before anything is written, naming the operator, the
-argument, what was expected and what was got."""
+"""Checks that operators share.
+
+Each raises before anything is written, naming the operator, the argument, what was expected and
+what was got.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +85,7 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    last = sum(stride * (size - 1) for stride, size in axes)
     begin = tensor.data_ptr()
     return begin, begin + (last + 1) * tensor.element_size()

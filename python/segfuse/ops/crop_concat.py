@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from ..registry import (
     FLOATING,
@@ -125,7 +126,7 @@ def _fake_backward(grad: Tensor, skip_size: Sequence[int]) -> Tensor:
     return _empty(grad, skip_size)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
     ctx.skip_size = inputs[0].shape
 
 
@@ -142,7 +143,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad_skip, grad_up
 
 
-def _setup_context_backward(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+def _setup_context_backward(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:  # noqa: ARG001
     ctx.size = inputs[0].shape
 
 
@@ -225,21 +226,38 @@ def _benchmarks(make: Make) -> Iterator[Benchmark]:
         "no crop, batch 4": ((4, 64, 256, 256), (4, 64, 256, 256)),
     }
     for name, (skip_size, up_size) in shapes.items():
-        skip, up = make(*skip_size), make(*up_size)
-        view, out = _cropped(skip, up.shape[2:]), crop_concat(skip, up)
-        moved = 2 * out.numel() * out.element_size()
-        yield Benchmark(
-            f"{name}, out=",
-            ours=lambda skip=skip, up=up, out=out: crop_concat(skip, up, out=out),
-            peer=lambda view=view, up=up, out=out: torch.cat([view, up], 1, out=out),
-            bytes_moved=moved,
-        )
-        yield Benchmark(
-            f"{name}, fresh",
-            ours=lambda skip=skip, up=up: crop_concat(skip, up),
-            peer=lambda view=view, up=up: torch.cat([view, up], 1),
-            bytes_moved=moved,
-        )
+        yield from _compare(name, make(*skip_size), make(*up_size))
+    if make(0).is_floating_point():
+        # What is streamed past the cache has to be read again by the convolution that follows.
+        for name, features in (("U-Net level 1", 64), ("U-Net level 2", 128)):
+            skip_size, up_size = shapes[name]
+            weight = make(features, 2 * features, 3, 3)
+            yield from _compare(f"{name} + conv 3x3", make(*skip_size), make(*up_size), weight)
+
+
+def _compare(
+    name: str, skip: Tensor, up: Tensor, weight: Tensor | None = None
+) -> Iterator[Benchmark]:
+    """In memory that is reused and in fresh; with a weight, and the convolution of the result."""
+    view = _cropped(skip, up.shape[2:])
+    out = torch.cat([view, up], 1)
+
+    def then(result: Tensor) -> Tensor:
+        return result if weight is None else conv2d(result, weight)
+
+    moved = 2 * out.numel() * out.element_size() if weight is None else None
+    yield Benchmark(
+        f"{name}, out=",
+        ours=lambda: then(crop_concat(skip, up, out=out)),
+        peer=lambda: then(torch.cat([view, up], 1, out=out)),
+        bytes_moved=moved,
+    )
+    yield Benchmark(
+        f"{name}, fresh",
+        ours=lambda: then(crop_concat(skip, up)),
+        peer=lambda: then(torch.cat([view, up], 1)),
+        bytes_moved=moved,
+    )
 
 
 register(

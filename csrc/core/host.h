@@ -1,19 +1,21 @@
-// Instruction sets of the CPU build: one body, compiled for each, chosen once at load.
+// What the CPU build knows of its machine: instruction sets and the last-level cache.
 //
-// A function with [[gnu::target]] inlines what has no target of its own and vectorises it for that
-// instruction set; [[gnu::flatten]] inlines the rest.  The compiler's own target_clones chooses in
-// the same way but cannot be overridden, and what cannot be chosen cannot be tested.  Without
-// multiply-add contraction all sets give the same bits.
+// One body is compiled for each instruction set, and one is chosen at load.  A function with
+// [[gnu::target]] inlines what has no target of its own and vectorises it for that instruction set;
+// [[gnu::flatten]] inlines the rest.  The compiler's own target_clones chooses in the same way but
+// cannot be overridden, and what cannot be chosen cannot be tested.  Without multiply-add
+// contraction all sets give the same bits.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
-namespace segfuse::isa {
+namespace segfuse::host {
 
 enum class Isa { baseline, x86_64_v3, x86_64_v4 };
 inline constexpr std::array<std::string_view, 3> names{"baseline", "x86-64-v3", "x86-64-v4"};
@@ -43,8 +45,17 @@ inline Isa parse(std::string_view name) {
   throw std::invalid_argument("SEGFUSE_ISA: this CPU has " + known + "; got " + std::string(name));
 }
 
-// Set from the environment when _C is loaded, and by tests.
-inline Isa current = best();
+// Chosen from the environment when _C is loaded, and by tests.
+inline Isa isa = best();
+
+// Larger outputs than this are written past the cache, since it would not keep them anyway.  The
+// size is not asked of sysconf, which adds up the caches of a whole machine.
+inline int64_t last_level_cache() {
+  int64_t kib = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
+  return (kib > 0 ? kib : 32 * 1024) * 1024;
+}
+inline int64_t streams_from = last_level_cache();  // bytes; negative (tests): always stream
 
 template <class Body>
 using Run = void (*)(const Body&, int64_t, int64_t);
@@ -70,7 +81,7 @@ template <class Body>
 template <class Body>
 Run<Body> chosen() {
   constexpr std::array<Run<Body>, 3> all{run_baseline<Body>, run_v3<Body>, run_v4<Body>};
-  return all[static_cast<int>(current)];
+  return all[static_cast<int>(isa)];
 }
 #else
 template <class Body>
@@ -79,4 +90,4 @@ Run<Body> chosen() {
 }
 #endif
 
-}  // namespace segfuse::isa
+}  // namespace segfuse::host

@@ -54,29 +54,36 @@ def bits(t: Tensor) -> Tensor:
     return t.detach().cpu().contiguous().view(-1).view(torch.uint8) if t.numel() else t.flatten()
 
 
-def assert_like_reference(spec: OpSpec, got: Tensor, want: Tensor, truth: Tensor | None) -> None:
-    """Bit for bit; or, against float64's ``truth``, an error at most twice the reference's own."""
+def assert_like_reference(spec: OpSpec, got: Tensor, want: Tensor, truth: Tensor) -> None:
+    """Bit for bit; or against float64's ``truth``: at most twice the reference's error and one ulp.
+
+    The ulp, of the largest value, is for float64, where the truth is no better than the reference.
+    """
     assert got.shape == want.shape
     assert got.dtype == want.dtype
-    if spec.exact or truth is None:
+    if spec.exact or not got.is_floating_point() or not got.numel():
         assert torch.equal(bits(got), bits(want))
         return
-    ours, theirs = ((t.double() - truth).abs().max() if t.numel() else 0 for t in (got, want))
-    assert ours <= 2 * theirs + torch.finfo(got.dtype).tiny
+    ours, theirs = ((t.double() - truth).abs().max() for t in (got, want))
+    assert ours <= 2 * theirs + torch.finfo(got.dtype).eps * truth.abs().max()
 
 
 def in_double(sample: Sample) -> Sample:
     def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().double().requires_grad_(value.requires_grad)
+        return value
 
     return Sample(tuple(map(double, sample.args)), sample.kwargs, sample.name)
 
 
-def truth(spec: OpSpec, sample: Sample) -> tuple[Tensor | None, ...]:
-    if spec.exact:
-        return (None,) * 9
-    exact = in_double(sample)
-    return outputs(spec.function.reference(*exact.args, **exact.kwargs))
+def reference(spec: OpSpec, sample: Sample) -> tuple[Tensor, ...]:
+    return outputs(spec.function.reference(*sample.args, **sample.kwargs))
+
+
+def gradients(outcome: Tensor, sample: Sample, upstream: Tensor) -> tuple[Tensor, ...]:
+    inputs = [a for a in sample.args if isinstance(a, Tensor) and a.requires_grad]
+    return torch.autograd.grad(outcome, inputs, upstream, retain_graph=True)
 
 
 @on_backends
@@ -87,10 +94,10 @@ def test_equals_its_reference_in_every_layout(
     for sample in samples(spec, backend, dtype, bits=spec.exact):
         for layouts in product(LAYOUTS, repeat=2):
             s = in_layout(sample, layouts)
-            want = outputs(spec.function.reference(*s.args, **s.kwargs))
+            want, truth = reference(spec, s), reference(spec, in_double(s))
             with running(backend):
                 got = outputs(spec.function(*s.args, **s.kwargs))
-            for ours, theirs, exact in zip(got, want, truth(spec, s), strict=False):
+            for ours, theirs, exact in zip(got, want, truth, strict=True):
                 assert_like_reference(spec, ours, theirs, exact)
                 assert ours.stride() == theirs.stride(), (s.name, layouts)
 
@@ -102,20 +109,17 @@ def test_gradients_equal_the_references(spec: OpSpec, dtype: torch.dtype, backen
     for sample in samples(spec, backend, dtype):
         for layout in ("contiguous", "channels_last"):
             s = requiring_grad(in_layout(sample, (layout, layout)))
-            inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
-            want = spec.function.reference(*s.args, **s.kwargs)
+            wide = in_double(s)
+            (want,), (truth,) = reference(spec, s), reference(spec, wide)
             weight = torch.randn_like(want, memory_format=torch.contiguous_format)
-            for upstream in (
-                weight,
-                LAYOUTS["channels_last"](weight),
-                weight[:, :1].expand_as(want),
-            ):
-                theirs = torch.autograd.grad(want, inputs, upstream, retain_graph=True)
+            spread = LAYOUTS["expanded"](weight)
+            for upstream in (weight, LAYOUTS["channels_last"](weight), spread):
+                theirs = gradients(want, s, upstream)
+                exact = gradients(truth, wide, upstream.double())
                 with running(backend):
-                    got = spec.function(*s.args, **s.kwargs)
-                    ours = torch.autograd.grad(got, inputs, upstream)
-                for a, b in zip(ours, theirs, strict=True):
-                    assert_like_reference(spec, a, b, None)
+                    ours = gradients(spec.function(*s.args, **s.kwargs), s, upstream)
+                for a, b, c in zip(ours, theirs, exact, strict=True):
+                    assert_like_reference(spec, a, b, c)
 
 
 @on_backends
@@ -241,17 +245,23 @@ def test_out_is_written_in_every_layout(spec: OpSpec, backend: str) -> None:
 @on_devices
 @pytest.mark.parametrize("spec", SPECS)
 def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> None:
-    for s in samples(spec, device, torch.float32):
-        for dtypes in product((torch.float32, torch.bfloat16), repeat=2):
+    """For dtypes that differ too, where the operator has a rule for them."""
+    mixes = any(kernel.autocast for kernel in spec.kernels)
+    for sample in samples(spec, device, torch.float32):
+        for first, rest in product((torch.float32, torch.bfloat16), repeat=2):
+            if first != rest and not mixes:
+                continue
+            dtypes = [first] + [rest] * len(sample.args)
             args = [
-                a.to(dtypes[min(i, 1)]) if isinstance(a, Tensor) else a
-                for i, a in enumerate(s.args)
+                a.to(dtype) if isinstance(a, Tensor) else a
+                for a, dtype in zip(sample.args, dtypes, strict=False)
             ]
+            s = Sample(tuple(args), sample.kwargs)
             with torch.autocast(device, torch.bfloat16):
-                got = spec.function(*args, **s.kwargs)
-                want = spec.function.reference(*args, **s.kwargs)
-            assert got.dtype == want.dtype
-            assert torch.equal(bits(got), bits(want))
+                got, want = spec.function(*s.args, **s.kwargs), reference(spec, s)
+            exact = reference(spec, in_double(s))
+            for a, b, c in zip(outputs(got), want, exact, strict=True):
+                assert_like_reference(spec, a, b, c)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -290,7 +300,11 @@ def test_instruction_sets_and_thread_counts_give_the_same_bits(spec: OpSpec) -> 
 def test_benchmarks_compare_the_same(spec: OpSpec, device: str) -> None:
     """What is timed against each other gives the same result."""
     for benchmark in spec.benchmarks(maker(device, torch.float32)):
-        assert torch.equal(bits(benchmark.ours()), bits(benchmark.peer())), benchmark.name
+        ours, theirs = benchmark.ours(), benchmark.peer()
+        if spec.exact:
+            assert torch.equal(bits(ours), bits(theirs)), benchmark.name
+        else:
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_every_schema_has_a_record() -> None:

@@ -13,11 +13,10 @@ OLDEST_TORCH = (2, 11)
 def _require_torch() -> None:
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if found is None or (int(found[1]), int(found[2])) < OLDEST_TORCH:
-        msg = (
+        raise ImportError(
             f"segfuse needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, "
             f"and torch {torch.__version__} is installed: pip install -U torch"
         )
-        raise ImportError(msg)
 
 
 _require_torch()
@@ -25,8 +24,7 @@ _require_torch()
 try:
     from . import _C
 except ImportError as error:
-    msg = f"segfuse's compiled module _C did not load ({error}): pip install --force-reinstall it"
-    raise ImportError(msg) from error
+    raise ImportError(f"segfuse's compiled module did not load: {error}") from error
 
 FOLDER = Path(_C.__file__).parent
 """Where the compiled libraries are; an editable install keeps them apart from the sources."""

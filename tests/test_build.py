@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+
 from segfuse import _C
 from segfuse.info import describe, runs_on
 

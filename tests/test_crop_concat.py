@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+
 from segfuse.ops import crop_concat
 
 FREE = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -61,7 +62,7 @@ def test_the_raw_operator_checks_for_itself() -> None:
         lambda: op.crop_concat_backward(small, [1, 3, 6, 6]),
         lambda: op.crop_concat_backward(small, [1, 2, 6]),
     ):
-        with pytest.raises(ValueError, match="^crop_concat"):
+        with pytest.raises(ValueError, match=r"^crop_concat"):
             call()
 
 

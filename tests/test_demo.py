@@ -1,0 +1,224 @@
+"""The demo: its figures, its files, and that training never sees the held-out part."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segfuse import demo
+from segfuse.models import UNet
+
+for package in demo.PACKAGES:
+    if demo.find_spec(package) is None:
+        pytest.skip("needs segfuse[demo]", allow_module_level=True)
+
+import tifffile  # noqa: E402
+from matplotlib.image import imread  # noqa: E402
+
+from segfuse import report, training  # noqa: E402
+
+
+def weights(result: demo.Result) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(result.weights)["state_dict"]
+    return state
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> demo.Result:
+    return demo.run(tmp_path_factory.mktemp("demo") / "new", steps=1, threads=2)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the time of a picture that no one looks at."""
+    monkeypatch.setattr(demo, "_draw", lambda path, *_: path.touch())
+
+
+# What it measures
+
+
+def test_scores(result: demo.Result) -> None:
+    truth = demo._load()[1][demo.HELD_OUT]
+    assert result.steps == 1
+    assert result.background == demo.Score(accuracy=1 - truth.mean(), iu=0)
+    assert result.otsu.iu == pytest.approx(0.767, abs=1e-3)
+    assert result.otsu.accuracy == pytest.approx(0.954, abs=1e-3)
+    mask = tifffile.imread(result.prediction)
+    assert mask.dtype == np.uint8
+    assert set(np.unique(mask)) <= {0, 255}
+    assert result.unet.accuracy == np.mean((mask == 255) == truth)
+
+
+def test_score() -> None:
+    prediction, truth = np.array([1, 1, 0, 0, 0]) == 1, np.array([1, 0, 1, 0, 0]) == 1
+    assert demo._score(prediction, truth) == demo.Score(accuracy=3 / 5, iu=1 / 3)
+
+
+def test_parts_share_no_pixel() -> None:
+    image, truth = demo._load()
+    assert image.shape == truth.shape == (512, 512)
+    seen = np.zeros(image.shape, int)
+    seen[demo.TRAINING] += 1
+    seen[demo.HELD_OUT] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_weights_depend_on_the_seed_and_the_training_part_alone(
+    result: demo.Result, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image, truth = demo._load()
+    image[demo.HELD_OUT] = image[demo.HELD_OUT][::-1]
+    truth[demo.HELD_OUT] = truth[demo.HELD_OUT][:, ::-1]
+    monkeypatch.setattr(demo, "_load", lambda: (image, truth))
+    again = demo.run(tmp_path / "again", steps=1, threads=2)
+    assert equal(weights(again), weights(result))
+    assert again.otsu != result.otsu
+
+    other = demo.run(tmp_path / "other", steps=1, threads=2, seed=1)
+    assert not equal(weights(other), weights(result))
+
+
+def test_weights_file_is_enough_to_predict_again(result: demo.Result) -> None:
+    saved = torch.load(result.weights)
+    model = UNet(**saved["architecture"])
+    model.load_state_dict(saved["state_dict"])
+    low, high = saved["grey_range"]
+    image = (demo._load()[0][demo.HELD_OUT] - low) / (high - low)
+    mask = tifffile.imread(result.prediction) == 255
+    assert np.array_equal(demo._predict(model, image), mask)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_stops_when_the_time_is_up(tmp_path: Path) -> None:
+    assert demo.run(tmp_path, steps=3, seconds=1e-6).steps == 1
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_leaves_torch_as_it_was(tmp_path: Path) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    demo.run(tmp_path, steps=1, threads=threads + 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+# What it writes
+
+
+def test_overlay(result: demo.Result) -> None:
+    picture = imread(result.overlay)[..., :3]
+    assert picture.shape[0] >= 1024
+    assert len(np.unique(picture[..., 0])) > 100
+    for colour in (report.FALSE_POSITIVE, report.FALSE_NEGATIVE):
+        red_green_blue = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (np.abs(picture - red_green_blue) < 1 / 255).all(-1).sum() > 1000
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_comparison_of_uniform_masks(tmp_path: Path, *, empty: bool) -> None:
+    image = np.full((60, 80), 7)
+    held_out = np.s_[10:50, 0:30]
+    mask = np.full((40, 30), empty)
+    report.comparison(image, held_out, mask, {"same": mask}, title="").savefig(tmp_path / "a.png")
+
+
+def test_error_overlay() -> None:
+    grey = np.full((1, 4), 0.5, np.float32)
+    truth, prediction = np.array([[0, 0, 1, 1]]) == 1, np.array([[0, 1, 0, 1]]) == 1
+    background, positive, negative, hit = report.error_overlay(grey, truth, prediction)[0]
+    assert (background == 0.5).all()
+    assert (hit == 0.5).all()
+    assert positive[0] > positive[2]  # orange
+    assert negative[2] > negative[0]  # blue
+
+
+def test_directory(tmp_path: Path) -> None:
+    demo._claim(tmp_path / "deep" / "new", overwrite=False)
+    for name in (*demo.FILES, demo.PARTIAL + demo.OVERLAY):
+        (tmp_path / "deep" / "new" / name).touch()
+    demo._claim(tmp_path / "deep" / "new", overwrite=False)  # an earlier demo's, one cut off
+
+    (tmp_path / "deep" / "new" / "notes.txt").touch()
+    with pytest.raises(demo.DemoError, match=r"notes\.txt"):
+        demo._claim(tmp_path / "deep" / "new", overwrite=False)
+    demo._claim(tmp_path / "deep" / "new", overwrite=True)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(demo.DemoError, match="as a directory"):
+        demo._claim(tmp_path / "file", overwrite=True)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / demo.OVERLAY
+    path.write_text("old")
+
+    def fail_halfway() -> None:
+        with demo._whole(path) as partial:
+            partial.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fail_halfway()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(demo.OVERLAY, "old")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"seed": -1},
+        {"seed": 2**63},
+        {"steps": 0},
+        {"seconds": 0},
+        {"seconds": float("inf")},
+        {"threads": 0},
+    ],
+)
+def test_values_out_of_range(tmp_path: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        demo.run(tmp_path / "new", **bad)
+    assert not (tmp_path / "new").exists()
+
+
+def test_result_is_data(result: demo.Result) -> None:
+    assert dataclasses.replace(result) == result
+    assert result.seconds > 0
+
+
+# Patches
+
+
+def test_patches() -> None:
+    target = np.random.default_rng(0).integers(0, 2, (40, 50))
+    patches = training.RandomPatches(
+        target.astype(np.float32), target, size=24, margin=30, count=20, seed=3
+    )
+    assert len(patches) == 20
+    for image, labels in patches:
+        assert image.shape == (1, 84, 84)
+        assert image.dtype == torch.float32
+        assert labels.shape == (24, 24)
+        assert labels.dtype == torch.int64
+        centre = image[0, 30:-30, 30:-30]
+        # One grey value for each class: image and target moved together.
+        assert centre[labels == 0].unique().numel() == centre[labels == 1].unique().numel() == 1
+        # The margin is mirrored content, so of the same two values.
+        assert image.unique().numel() == 2
+    assert torch.equal(patches[5][0], patches[5][0])
+    assert not torch.equal(patches[5][0], patches[6][0])
+
+
+def test_patches_reach_every_corner() -> None:
+    target = np.arange(9).reshape(3, 3)
+    patches = training.RandomPatches(
+        target.astype(np.float32), target, size=2, margin=1, count=60, seed=0
+    )
+    assert {int(label) for _, labels in patches for label in labels.flatten()} == set(range(9))

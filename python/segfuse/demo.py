@@ -1,0 +1,289 @@
+"""``segfuse demo``: a U-Net trained and judged on a real microscopy image, in about a minute.
+
+The image shows fluorescent cell nuclei. It is of the 2018 Data Science Bowl (Caicedo et al.,
+Nature Methods 16, 2019) and comes inside the ``stardist`` package (BSD-3-Clause), whose files are
+read here and whose code is not.
+
+The left half is the training part, the right half is held out. Training sees none of the right
+half's pixels, neither as labels nor as the surroundings of labelled pixels: either half is mirrored
+at its own border, and grey values are normalised by the training part's percentiles. A nucleus
+across the border is cut in two, one piece for each half.
+
+The figures compare the U-Net with two that need no training: Otsu's threshold, found on the
+held-out part itself, and calling every pixel background.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .models import UNet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["DemoError", "Result", "Score", "run"]
+
+OVERLAY, PREDICTION, WEIGHTS = FILES = ("overlay.png", "prediction.tif", "weights.pt")
+PARTIAL = "partial-"  # a file's name begins so until it is whole
+PACKAGES = ("stardist", "lightning", "matplotlib", "skimage", "tifffile")
+
+TRAINING = np.s_[0:512, 0:256]
+HELD_OUT = np.s_[0:512, 256:512]
+
+ARCHITECTURE: dict[str, Any] = {
+    "in_channels": 1,
+    "classes": 2,
+    "base": 16,
+    "depth": 3,
+    "norm": "batch",
+}
+PATCH = 92  # pixels a side that one training patch labels; the network sees `margin` more
+BATCH = 4
+STEPS = 200
+SECONDS = 90.0
+DAY = 86400.0
+
+
+class DemoError(Exception):
+    """The demo cannot run as things are; the text says in one line why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a mask agrees with the truth.
+
+    Attributes:
+        accuracy: fraction of pixels that agree.
+        iu: foreground intersection over union.
+    """
+
+    accuracy: float
+    iu: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo measured on the held-out part, and where it wrote.
+
+    Attributes:
+        unet: score of the trained U-Net.
+        otsu: score of Otsu's threshold, found on the held-out part itself.
+        background: score of the trivial guess that all is background.
+        threshold: Otsu's threshold, in grey values of the image.
+        steps: training steps taken: fewer than asked for when the time was up.
+        seconds: that `run` took in all.
+        overlay: the picture (PNG).
+        prediction: the U-Net's mask of the held-out part (TIFF, uint8: 0 and 255).
+        weights: what ``torch.load`` gives back as a dictionary: "state_dict"; "architecture", the
+            arguments of `segfuse.models.UNet`; "grey_range", the grey values that the network
+            takes as 0 and 1.
+    """
+
+    unet: Score
+    otsu: Score
+    background: Score
+    threshold: float
+    steps: int
+    seconds: float
+    overlay: Path
+    prediction: Path
+    weights: Path
+
+
+def run(
+    output: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    seconds: float = SECONDS,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Result:
+    """Train a small U-Net on half of a real image, judge it on the other half, draw the outcome.
+
+    The network runs on the CPU, so that the same seed and number of threads give the same result.
+
+    Args:
+        output: directory for the files; made if missing.
+        seed: of the initial weights, the patches and the dropout; 0 to 2**63 - 1.
+        steps: training steps, of four patches each; at least 1.
+        seconds: training stops at the first step that ends later than this; above 0, at most a day.
+        threads: CPU threads; None leaves torch's setting.
+        overwrite: write into `output` even if it holds other files; they stay, unless named as
+            the demo's.
+        progress: show a progress bar; needs rich.
+
+    Raises:
+        ValueError: an argument out of its range.
+        DemoError: a package is missing, or `output` holds other files or cannot be used.
+    """
+    for name, value, expected, good in [
+        ("seed", seed, "0 to 2**63 - 1", 0 <= seed < 2**63),
+        ("steps", steps, "at least 1", steps >= 1),
+        ("seconds", seconds, f"above 0, at most {DAY}", 0 < seconds <= DAY),
+        ("threads", threads, "None or at least 1", threads is None or threads >= 1),
+    ]:
+        if not good:
+            raise ValueError(f"demo: expected {name} {expected}, got {value}")
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise DemoError(f"the demo needs {', '.join(missing)}: pip install 'segfuse[demo]'")
+    _claim(output, overwrite=overwrite)
+    began = time.perf_counter()
+
+    import tifffile
+    from skimage.filters import threshold_otsu
+
+    from .training import RandomPatches, fit
+
+    image, truth = _load()
+    low, high = np.percentile(image[TRAINING], [1, 99.8])
+    normalised = (image - low) / (high - low)
+    with _repeatable(seed, threads):
+        model = UNet(**ARCHITECTURE)
+        patches = RandomPatches(
+            normalised[TRAINING],
+            truth[TRAINING],
+            size=PATCH,
+            margin=model.margin,
+            count=steps * BATCH,
+            seed=seed,
+        )
+        taken = fit(model, patches, batch=BATCH, seconds=seconds, progress=progress)
+        predicted = _predict(model, normalised[HELD_OUT])
+
+    image_held_out, truth_held_out = image[HELD_OUT], truth[HELD_OUT]
+    threshold = float(threshold_otsu(image_held_out))  # type: ignore[no-untyped-call]
+    bright = image_held_out > threshold
+    unet, otsu = _score(predicted, truth_held_out), _score(bright, truth_held_out)
+
+    with _whole(output / OVERLAY) as path:
+        _draw(path, image, truth_held_out, {"U-Net": (predicted, unet), "Otsu": (bright, otsu)})
+    with _whole(output / PREDICTION) as path:
+        tifffile.imwrite(path, np.uint8(255) * predicted)
+    with _whole(output / WEIGHTS) as path:
+        torch.save(
+            {
+                "architecture": ARCHITECTURE,
+                "state_dict": model.state_dict(),
+                "grey_range": (float(low), float(high)),
+            },
+            path,
+        )
+    return Result(
+        unet=unet,
+        otsu=otsu,
+        background=_score(np.zeros_like(truth_held_out), truth_held_out),
+        threshold=threshold,
+        steps=taken,
+        seconds=time.perf_counter() - began,
+        overlay=output / OVERLAY,
+        prediction=output / PREDICTION,
+        weights=output / WEIGHTS,
+    )
+
+
+def _claim(output: Path, *, overwrite: bool) -> None:
+    """Make the directory, or make sure that it holds nothing but an earlier demo's files."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in output.iterdir())
+    except OSError as error:
+        raise DemoError(f"cannot use {output} as a directory: {error.strerror}") from error
+    foreign = [name for name in names if name.removeprefix(PARTIAL) not in FILES]
+    if foreign and not overwrite:
+        raise DemoError(
+            f"{output} holds files that are not the demo's ({foreign[0]}): "
+            "choose another directory with -o, or write into this one with --overwrite"
+        )
+
+
+def _load() -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """Read the image (H, W) and its truth (H, W), True in the nuclei."""
+    import tifffile
+
+    spec = find_spec("stardist")
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        image, labels = (
+            Path(folder, "data", "images", name) for name in ("img2d.tif", "mask2d.tif")
+        )
+        if image.is_file() and labels.is_file():
+            return tifffile.imread(image), tifffile.imread(labels) > 0
+    raise DemoError("the installed stardist package lacks its image: pip install 'segfuse[demo]'")
+
+
+@contextmanager
+def _repeatable(seed: int, threads: int | None) -> Iterator[None]:
+    """Seed torch's CPU generator and set its threads; put both back afterwards."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _predict(model: UNet, image: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Predict the foreground (H, W) of an image (H, W), mirrored at its border."""
+    height, width = image.shape
+    border = [
+        (model.margin, model.nearest_sizes(size + 2 * model.margin)[1] - size - model.margin)
+        for size in image.shape
+    ]
+    mirrored = torch.from_numpy(np.pad(image.astype(np.float32), border, mode="reflect"))
+    logits = model.eval()(mirrored[None, None])  # (1, 2, >= H, >= W)
+    foreground: NDArray[np.bool_] = (logits[0].argmax(0)[:height, :width] == 1).numpy()
+    return foreground
+
+
+def _score(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Score:
+    return Score(
+        accuracy=float(np.mean(prediction == truth)),
+        iu=float(np.sum(prediction & truth) / np.sum(prediction | truth)),
+    )
+
+
+def _draw(
+    path: Path,
+    image: NDArray[np.uint16],
+    truth: NDArray[np.bool_],
+    methods: dict[str, tuple[NDArray[np.bool_], Score]],
+) -> None:
+    from .report import comparison
+
+    panels = {
+        f"{name}, errors:\npixel accuracy {score.accuracy:.3f}\nforeground IU {score.iu:.3f}": mask
+        for name, (mask, score) in methods.items()
+    }
+    title = (
+        "Nuclei, fluorescence (2018 Data Science Bowl): U-Net trained on the left half, "
+        "judged on the right; square root of the grey values shown"
+    )
+    comparison(image, HELD_OUT, truth, panels, title=title).savefig(path, dpi=200)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Lend a temporary name that becomes `path` once its file is whole."""
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -60,6 +60,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define SEGFUSE_DYNAMIC_SHARED(T, name) T* name = segfuse::emulator::device.shared<T>()
 #define SEGFUSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \

@@ -1,8 +1,9 @@
-// Operators that fill their output a row at a time.
+// Operators that fill their output a row at a time, in one or more parts.
 //
 // A row is a run of output elements at equal distance (`step`, mostly 1).  A functor F has
 //
 //   using Value = T;                          the type of an output element
+//   int64_t rows() const, longest() const;    how many rows, and a bound of their sizes
 //   struct Row { T* to; int64_t step, size; ... };
 //   Row row(int64_t r) const;                 what is common to row r: computed once a row on the
 //                                             CPU, once a thread and row on CUDA
@@ -11,13 +12,13 @@
 //                                             n is an int64_t, or a constant on CUDA
 //
 // so that it never sees where the values go: straight to the output, through a buffer that is
-// streamed past the cache, or into a register that is stored 16 bytes at once.  It may also have
+// streamed past the cache, or into a register that is stored 16 bytes at once.  One that moves
+// elements as they are has, too,
 //
-//   bool next(Row&) const;                    moves on to the following row, where that is cheaper
-//                                             than row(r + 1); false where it is not
+//   struct Row { ...; int64_t alike; };       how many rows follow that differ in place alone,
+//   int64_t to_next, from_next;               each so many elements behind the one before
 //   const T* at(const Row&, int64_t x, int64_t n) const;
-//                                             where those elements lie in memory as they are, or
-//                                             nullptr: they are then moved without a buffer
+//                                             where those elements lie in memory, or nullptr
 #pragma once
 
 #include "core/backend.h"
@@ -29,6 +30,7 @@
 #endif
 #endif
 
+#include <array>
 #include <cstring>
 #include <type_traits>
 
@@ -57,24 +59,49 @@ concept Moves = requires(const F& f, const typename F::Row& row) { f.at(row, 0, 
 // A thread computes 16 bytes of a row, a pack.  Packs lie where the output is aligned to 16 bytes,
 // so that a row's first and last may be cut; those, and rows with a step, are stored one by one.
 struct RowPolicy {
-  static constexpr int threads = 256;  // a block: whole warps, each on up to 32 packs of a row,
-                                       // or several short rows a warp
-  static constexpr int packs_a_thread = 8;  // long rows are split among blocks beyond this
+  static constexpr unsigned threads = 256;    // a block
+  static constexpr int packs_a_thread = 8;    // a row that is longer is shared by several blocks
+  static constexpr int64_t blocks = 1 << 30;  // at most; threads go on to further rows
 };
 
-template <class F>
-__global__ void fill_rows(int64_t rows, F f) {
+// How blocks of threads cover rows: `lanes` threads work on a row, `columns` blocks side by side.
+struct RowGrid {
+  unsigned lanes, columns, blocks;
+
+  RowGrid() = default;
+  RowGrid(int64_t rows, int64_t longest, int64_t pack) {
+    const int64_t packs =
+        (longest + pack - 1) / pack + (pack > 1);  // one more where rows lie askew
+    lanes = packs > 16 ? 32 : packs > 8 ? 16 : 8;
+    columns = std::clamp<int64_t>(packs / (lanes * RowPolicy::packs_a_thread), 1, 1 << 15);
+    const int64_t a_block = RowPolicy::threads / lanes, high = (rows + a_block - 1) / a_block;
+    blocks = columns * std::min(high, RowPolicy::blocks / columns);
+  }
+};
+
+template <class F, size_t n>
+struct RowParts {
+  F part[n];
+  RowGrid grid[n];
+};
+
+template <class F, size_t n>
+__global__ void fill_rows(const __grid_constant__ RowParts<F, n> parts) {
   using T = typename F::Value;
   constexpr int pack = 16 / sizeof(T);
-  const int64_t stride = int64_t{gridDim.y} * blockDim.x * pack;
-  for (int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; r < rows;
-       r += int64_t{gridDim.x} * blockDim.y) {
+  unsigned block = blockIdx.x, p = 0;
+  for (; p + 1 < n && block >= parts.grid[p].blocks; ++p) block -= parts.grid[p].blocks;
+  const F& f = parts.part[p];
+  const RowGrid grid = parts.grid[p];
+  const int64_t a_block = RowPolicy::threads / grid.lanes;
+  const int64_t first = (block % grid.columns * grid.lanes + threadIdx.x % grid.lanes) * pack;
+  for (int64_t r = block / grid.columns * a_block + threadIdx.x / grid.lanes, rows = f.rows();
+       r < rows; r += grid.blocks / grid.columns * a_block) {
     const auto row = f.row(r);
     const auto past = reinterpret_cast<uintptr_t>(row.to) % 16;
     const bool dense = row.step == 1 && past % sizeof(T) == 0;
-    const int64_t lead = dense ? past / sizeof(T) : 0;
-    for (int64_t x = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * pack - lead; x < row.size;
-         x += stride) {
+    for (int64_t x = first - (dense ? past / sizeof(T) : 0); x < row.size;
+         x += int64_t{grid.columns} * grid.lanes * pack) {
       if (dense && x >= 0 && x + pack <= row.size) {
         auto* to = reinterpret_cast<uint4*>(row.to + x);
         if constexpr (Moves<F>) {
@@ -98,19 +125,20 @@ __global__ void fill_rows(int64_t rows, F f) {
   }
 }
 
-// Fills rows 0 .. rows - 1; `longest` bounds their sizes.
-template <class F>
-void for_each_row(const Tensor& out, Memory, int64_t rows, int64_t longest, const F& f) {
-  if (rows <= 0 || longest <= 0) return;
-  constexpr int64_t pack = 16 / sizeof(typename F::Value);
-  const int64_t packs =
-      (longest + pack - 1) / pack + (pack > 1);  // one more where rows start askew
-  const unsigned x = packs > 16 ? 32 : packs > 8 ? 16 : 8, y = RowPolicy::threads / x;
-  const dim3 grid(static_cast<unsigned>(std::min<int64_t>((rows + y - 1) / y, 0x7fffffff)),
-                  static_cast<unsigned>(std::clamp<int64_t>(
-                      packs / (int64_t{x} * RowPolicy::packs_a_thread), 1, 65535)));
+// Fills the rows of all parts of the output, in one launch.
+template <class F, size_t n>
+void for_each_row(const Tensor& out, Memory, const std::array<F, n>& parts) {
+  RowParts<F, n> all;
+  unsigned blocks = 0;
+  for (size_t p = 0; p < n; ++p) {
+    all.part[p] = parts[p];
+    const int64_t rows = parts[p].longest() > 0 ? parts[p].rows() : 0;
+    all.grid[p] = RowGrid(rows, parts[p].longest(), 16 / sizeof(typename F::Value));
+    blocks += all.grid[p].blocks;
+  }
+  if (blocks == 0) return;
   const Launch launch(out);
-  SEGFUSE_LAUNCH(fill_rows<F>, grid, dim3(x, y), 0, launch.stream, rows, f);
+  SEGFUSE_LAUNCH((fill_rows<F, n>), dim3(blocks), RowPolicy::threads, 0, launch.stream, all);
   launch.done();
 }
 
@@ -123,13 +151,11 @@ struct RowPolicy {
   static constexpr int64_t streamed = 240;   // bytes; rows shorter than this do not gain
 };
 
-template <class F>
-concept Steps = requires(const F& f, typename F::Row& row) { f.next(row); };
-
 // Copies bytes, 32 at a time (64 would mostly straddle cache lines); the last overlap those before.
+// Long runs are left to libc, which has the processor move them without reading what is overwritten.
 SEGFUSE_FUNCTOR void copy(char* to, const char* from, int64_t bytes) {
   using Pack [[gnu::vector_size(32), gnu::aligned(1), gnu::may_alias]] = char;
-  if (bytes < 32) {
+  if (bytes < 32 || bytes >= 4096) {
     std::memcpy(to, from, bytes);
     return;
   }
@@ -189,16 +215,22 @@ class LineWriter {
   int64_t held_ = 0;  // bytes that wait
 };
 
+template <bool past_cache, class T>
+SEGFUSE_FUNCTOR void move(T* to, const T* from, int64_t n, LineWriter& writer) {
+  auto* bytes_to = reinterpret_cast<char*>(to);
+  const auto* bytes_from = reinterpret_cast<const char*>(from);
+  const int64_t bytes = n * sizeof(T);
+  past_cache ? writer.write(bytes_to, bytes_from, bytes) : copy(bytes_to, bytes_from, bytes);
+}
+
 // Fills elements [x, end) of a row.
 template <bool past_cache, class F, class Row>
-SEGFUSE_FUNCTOR void fill(const F& f, const Row& row, int64_t x, int64_t end, LineWriter& writer) {
+SEGFUSE_FUNCTOR void fill_row(const F& f, const Row& row, int64_t x, int64_t end,
+                              LineWriter& writer) {
   using T = typename F::Value;
-  const auto bytes = [](const T* p) { return reinterpret_cast<const char*>(p); };
-  auto* to = reinterpret_cast<char*>(row.to + x);
   if constexpr (Moves<F>) {
     if (const T* from = row.step == 1 ? f.at(row, x, end - x) : nullptr) {
-      const int64_t size = (end - x) * sizeof(T);
-      past_cache ? writer.write(to, bytes(from), size) : copy(to, bytes(from), size);
+      move<past_cache>(row.to + x, from, end - x, writer);
       return;
     }
   }
@@ -212,35 +244,72 @@ SEGFUSE_FUNCTOR void fill(const F& f, const Row& row, int64_t x, int64_t end, Li
     const int64_t n = std::min(block, end - x);
     f(row, x, n, values);
     if (row.step == 1) {
-      writer.write(reinterpret_cast<char*>(row.to + x), bytes(values), n * sizeof(T));
+      move<past_cache>(row.to + x, values, n, writer);
     } else {
       for (int64_t i = 0; i < n; ++i) row.to[(x + i) * row.step] = values[i];
     }
   }
 }
 
-template <bool past_cache, class F>
-void fill_rows(int64_t rows, int64_t longest, const F& f) {
-  using T = typename F::Value;
-  constexpr int64_t limit = RowPolicy::longest / sizeof(T);
-  const int64_t piece = std::min(longest, limit), pieces = (longest + piece - 1) / piece;
-  const auto body = [=](int64_t begin, int64_t end) __attribute__((always_inline)) {
-    typename F::Row row;
-    bool known = false;
+// A part's pieces of rows; they count from 0, row by row.
+template <class F>
+struct Pieces {
+  static constexpr int64_t size = sizeof(typename F::Value);
+  F f;
+  int64_t length, a_row, count;
+
+  explicit Pieces(const F& part)
+      : f(part),
+        length(std::max<int64_t>(std::min(f.longest(), RowPolicy::longest / size), 1)),
+        a_row((f.longest() + length - 1) / length),
+        count(f.rows() * a_row) {}
+
+  template <bool past_cache>
+  SEGFUSE_FUNCTOR void fill(int64_t begin, int64_t end, LineWriter& writer) const {
+    while (begin < end) {
+      const Split at = a_row == 1 ? Split{begin, 0} : split(begin, a_row);
+      const auto row = f.row(at.quotient);
+      if (const int64_t moved = move_rows<past_cache>(row, end - begin, writer)) {
+        begin += moved;
+        continue;
+      }
+      const int64_t x = at.remainder * length, stop = std::min(x + length, row.size);
+      if (x < stop) fill_row<past_cache>(f, row, x, stop, writer);
+      ++begin;
+    }
+  }
+
+  // Moves this row and those that are like it, `most` at most; the number of rows moved.
+  template <bool past_cache>
+  SEGFUSE_FUNCTOR int64_t move_rows(const auto& row, int64_t most, LineWriter& writer) const {
+    if constexpr (Moves<F>) {
+      const auto* from = row.step == 1 && a_row == 1 ? f.at(row, 0, row.size) : nullptr;
+      if (!from) return 0;
+      const int64_t rows = std::min(row.alike + 1, most);
+      auto* to = row.to;
+      for (int64_t i = 0; i < rows; ++i, to += f.to_next, from += f.from_next) {
+        move<past_cache>(to, from, row.size, writer);
+      }
+      return rows;
+    }
+    return 0;
+  }
+};
+
+// Each thread fills its share of every part.
+template <bool past_cache, class F, size_t n>
+void fill_parts(const std::array<Pieces<F>, n>& parts, int64_t shares) {
+  parallel(shares, 1, [=](int64_t begin, int64_t end) __attribute__((always_inline)) {
     LineWriter writer;
-    for (int64_t i = begin; i < end; ++i) {
-      const Split at = pieces == 1 ? Split{i, 0} : split(i, pieces);
-      if (!known) row = f.row(at.quotient);
-      const int64_t x = at.remainder * piece, stop = std::min(x + piece, row.size);
-      if (x < stop) fill<past_cache>(f, row, x, stop, writer);
-      if constexpr (Steps<F>) known = pieces == 1 && f.next(row);
+    for (const auto& part : parts) {
+      part.template fill<past_cache>(part.count * begin / shares, part.count * end / shares,
+                                     writer);
     }
     writer.flush();
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
-  };
-  parallel(rows * pieces, RowPolicy::grain / (piece * static_cast<int64_t>(sizeof(T))), body);
+  });
 }
 
 // Page faults of a fresh large output cost more than filling it: ask for large pages, which the
@@ -254,21 +323,28 @@ inline void ask_for_large_pages(const void* begin, int64_t bytes) {
   }
 }
 
-// Fills rows 0 .. rows - 1; `longest` bounds their sizes.
-template <class F>
-void for_each_row(const Tensor& out, Memory memory, int64_t rows, int64_t longest, const F& f) {
-  const auto size = static_cast<int64_t>(sizeof(typename F::Value)), bytes = out.numel() * size;
-  if (rows <= 0 || longest <= 0) return;
+template <class F, size_t... i>
+auto pieces(const std::array<F, sizeof...(i)>& parts, std::index_sequence<i...>) {
+  return std::array{Pieces<F>(parts[i])...};
+}
+
+// Fills the rows of all parts of the output.
+template <class F, size_t n>
+void for_each_row(const Tensor& out, Memory memory, const std::array<F, n>& parts) {
+  const int64_t size = Pieces<F>::size, bytes = out.numel() * size;
+  if (bytes == 0) return;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t shares = std::clamp<int64_t>(bytes / RowPolicy::grain, 1, threads);
+  const auto all = pieces(parts, std::make_index_sequence<n>());
   // Streaming stores spare the read of what is overwritten, but leave nothing in the cache for the
   // next operator.  Fresh memory is not streamed to: the system has just brought each page into the
   // cache, to clear it.
-  const bool large = bytes > host::streams_from && longest * size >= RowPolicy::streamed;
-  if (memory == Memory::reused && (large || host::streams_from < 0)) {
-    fill_rows<true>(rows, longest, f);
-    return;
+  bool stream = memory == Memory::reused && bytes > host::streams_from;
+  for (const F& f : parts) {
+    stream = stream && (f.longest() * size >= RowPolicy::streamed || host::streams_from < 0);
   }
   if (memory == Memory::fresh) ask_for_large_pages(out.const_data_ptr(), bytes);
-  fill_rows<false>(rows, longest, f);
+  stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
 }
 
 #endif

@@ -4,11 +4,11 @@
 //   out[n, c, p] = c < Cs ? skip[n, c, p + floor((S - s) / 2)] : up[n, c - Cs, p]
 //   grad_skip[n, c, q] = grad[n, c, q - floor((S - s) / 2)], 0 outside
 //
-// Both are one functor, Paste: the output, split in two along the channels, each part a box of a
-// source with zeros around it.  Nothing is computed, so elements are moved by their size, whatever
-// their dtype.  One to three spatial axes are brought to three.  A row runs along x, or along the
-// channels where the output is channels_last; each pixel then is two rows.  Spatial axes merge into
-// one where no crop comes between (padded networks), so that rows are long.
+// All are one functor, Paste: a part of the output that holds a box of a source, with zeros around
+// it.  Nothing is computed, so elements are moved by their size, whatever their dtype.  One to
+// three spatial axes are brought to three.  A row runs along x, or along the channels where the
+// output is channels_last.  Spatial axes merge into one where no crop comes between, so that rows
+// are long.
 #include "core/dtype.h"
 #include "core/rows.h"
 
@@ -38,30 +38,21 @@ struct Paste {
     T* to;
     int64_t step, size;
     const T* from;
-    int64_t from_step, lead, count;  // elements [lead, lead + count) come from the source
-    int64_t from_stride, left;       // to the next row of the same box, and how many follow
+    int64_t lead, count;  // elements [lead, lead + count) come from the source
+    int64_t alike;        // rows of the same box that follow
   };
 
   // By position in the loops: four outer axes, then the one along which a row runs.
   T* to;
-  const T* from[2];
-  int64_t to_stride[axes], from_stride[2][axes];
-  int64_t size[axes];               // of the output
-  int64_t lead[axes], count[axes];  // the box of the sources; all of the output in the forward pass
-  int64_t split_at;                 // the channel where the second part begins
-  int parts;
-  bool along_channels;
+  const T* from;
+  int64_t to_stride[axes], from_stride[axes];
+  int64_t size[axes], lead[axes], count[axes];
+  int64_t to_next, from_next;  // to_stride[3] and from_stride[3]
 
-  int64_t rows() const { return size[0] * size[1] * size[2] * size[3] * parts_along_rows(); }
-  SEGFUSE_FUNCTOR int parts_along_rows() const { return along_channels ? parts : 1; }
-  int64_t longest() const { return size[4]; }
+  SEGFUSE_FUNCTOR int64_t rows() const { return size[0] * size[1] * size[2] * size[3]; }
+  SEGFUSE_FUNCTOR int64_t longest() const { return size[4]; }
 
   SEGFUSE_FUNCTOR Row row(int64_t r) const {
-    bool second = false;
-    if (parts_along_rows() == 2) {
-      second = r & 1;
-      r >>= 1;
-    }
     int64_t at[4];
     for (int i = 3; i > 0; --i) {
       const Split s = split(r, size[i]);
@@ -69,56 +60,39 @@ struct Paste {
       r = s.quotient;
     }
     at[0] = r;
-    Row row{to, to_stride[4], size[4], nullptr, 0, lead[4], count[4], 0, 0};
-    for (int i = 0; i < 4; ++i) row.to += at[i] * to_stride[i];
-    if (parts_along_rows() == 2) {
-      row.size = second ? size[4] - split_at : split_at;
-      row.count = row.size;
-      row.to += second ? split_at * to_stride[4] : 0;
-    } else if (parts == 2 && at[1] >= split_at) {
-      second = true;
-      at[1] -= split_at;
-    }
+    Row row{to, to_stride[4], size[4], nullptr, lead[4], count[4], 0};
     int64_t offset = 0;
     for (int i = 0; i < 4; ++i) {
       const int64_t source = at[i] - lead[i];
       if (source < 0 || source >= count[i]) row.count = 0;
-      offset += source * (second ? from_stride[1][i] : from_stride[0][i]);
+      row.to += at[i] * to_stride[i];
+      offset += source * from_stride[i];
     }
-    if (row.count > 0) row.from = (second ? from[1] : from[0]) + offset;
-    row.from_step = second ? from_stride[1][4] : from_stride[0][4];
-    row.from_stride = second ? from_stride[1][3] : from_stride[0][3];
-    row.left = row.count > 0 && parts_along_rows() == 1 ? lead[3] + count[3] - 1 - at[3] : 0;
+    if (row.count > 0) {
+      row.from = from + offset;
+      row.alike = lead[3] + count[3] - 1 - at[3];
+    }
     return row;
-  }
-
-  SEGFUSE_FUNCTOR bool next(Row& row) const {
-    if (row.left == 0) return false;
-    --row.left;
-    row.to += to_stride[3];
-    row.from += row.from_stride;
-    return true;
   }
 
   SEGFUSE_FUNCTOR const T* at(const Row& row, int64_t x, int64_t n) const {
     const bool inside = row.lead <= x && row.lead + row.count >= x + n;
-    return inside && row.from_step == 1 ? row.from + (x - row.lead) : nullptr;
+    return inside && from_stride[4] == 1 ? row.from + (x - row.lead) : nullptr;
   }
 
   template <class N>
   SEGFUSE_FUNCTOR void operator()(const Row& row, int64_t x, N n, T* values) const {
     const int64_t begin = row.lead - x, end = begin + row.count;
     for (int64_t i = 0; i < n; ++i) {
-      values[i] = i >= begin && i < end ? row.from[(i - begin) * row.from_step] : T{};
+      values[i] = i >= begin && i < end ? row.from[(i - begin) * from_stride[4]] : T{};
     }
   }
 
   // Merges the outer axis i with that of the row, if every row is full and the next one follows it.
   void merge(int i) {
-    if (along_channels || lead[4] != 0 || count[4] != size[4]) return;
-    if (to_stride[i] != to_stride[4] * size[4]) return;
-    for (int p = 0; p < parts; ++p) {
-      if (from_stride[p][i] != from_stride[p][4] * size[4]) return;
+    if (lead[4] != 0 || count[4] != size[4] || to_stride[i] != to_stride[4] * size[4] ||
+        from_stride[i] != from_stride[4] * size[4]) {
+      return;
     }
     lead[4] = lead[i] * size[4];
     count[4] = count[i] * size[4];
@@ -128,53 +102,43 @@ struct Paste {
   }
 };
 
-// A box within a larger one, by axis.
-struct Box {
-  int64_t lead[axes], count[axes];
+// A part of an output as Paste sees it: its channels [channel, channel + size[1]).
+struct Part {
+  const Tensor& from;
+  int64_t channel;
+  int64_t size[axes], lead[axes], count[axes];  // by axis
+  int64_t offset;                               // of the box's first element in the source
 };
 
-// The centre of `large`, of the spatial size of `small`.
-Box centre(const View& large, const View& small) {
-  Box box;
-  for (int a = 0; a < axes; ++a) {
-    box.count[a] = a < 2 ? large.size[a] : small.size[a];
-    box.lead[a] = (large.size[a] - box.count[a]) / 2;
-  }
-  return box;
-}
-
-// Fills `out`, which is zero outside of `box`: channels before `split_at` from `first`, beginning
-// at its element `offset`, the others from `second`, if given.
-void paste(const char* op, const Tensor& out, Memory memory, const Box& box, int64_t split_at,
-           const Tensor& first, int64_t offset, const Tensor* second) {
-  const View to(out), views[2]{View(first), View(second ? *second : first)};
+template <class T>
+Paste<T> paste(const Tensor& out, const Part& part) {
+  const View to(out), from(part.from);
   int64_t pixel_step = INT64_MAX;
   for (int a = 2; a < axes; ++a) {
     if (to.size[a] > 1) pixel_step = std::min(pixel_step, to.stride[a]);
   }
   const bool along_channels = to.size[1] > 1 && to.stride[1] < pixel_step;
-  const int order[2][axes]{{0, 1, 2, 3, 4}, {0, 2, 3, 4, 1}};
-  visit_size(out.element_size(), op, [&]<class T>() {
-    Paste<T> f;
-    f.to = static_cast<T*>(out.mutable_data_ptr());
-    f.from[0] = static_cast<const T*>(first.const_data_ptr()) + offset;
-    f.from[1] = static_cast<const T*>((second ? *second : first).const_data_ptr());
-    f.split_at = split_at;
-    f.parts = second ? 2 : 1;
-    f.along_channels = along_channels;
-    for (int i = 0; i < axes; ++i) {
-      const int a = order[along_channels][i];
-      f.to_stride[i] = to.stride[a];
-      f.from_stride[0][i] = views[0].stride[a];
-      f.from_stride[1][i] = views[1].stride[a];
-      f.size[i] = to.size[a];
-      f.lead[i] = box.lead[a];
-      f.count[i] = box.count[a];
-    }
+  constexpr int order[2][axes]{{0, 1, 2, 3, 4}, {0, 2, 3, 4, 1}};
+  Paste<T> f;
+  f.to = static_cast<T*>(out.mutable_data_ptr());
+  f.from = static_cast<const T*>(part.from.const_data_ptr());
+  if (out.numel() > 0) f.to += part.channel * to.stride[1];
+  if (part.from.numel() > 0) f.from += part.offset;
+  for (int i = 0; i < axes; ++i) {
+    const int a = order[along_channels][i];
+    f.to_stride[i] = to.stride[a];
+    f.from_stride[i] = from.stride[a];
+    f.size[i] = part.size[a];
+    f.lead[i] = part.lead[a];
+    f.count[i] = part.count[a];
+  }
+  if (!along_channels) {
     f.merge(3);
     if (f.size[3] == 1) f.merge(2);
-    for_each_row(out, memory, f.rows(), f.longest(), f);
-  });
+  }
+  f.to_next = f.to_stride[3];
+  f.from_next = f.from_stride[3];
+  return f;
 }
 
 // The channels_last rule: the result is as `like`, unless that is contiguous as well.
@@ -212,14 +176,22 @@ std::vector<int64_t> result_size(const Tensor& skip, const Tensor& up) {
   return size;
 }
 
+// Offset of a centre crop along an axis.
+int64_t crop_offset(const View& large, const View& small, int axis) {
+  return axis < 2 ? 0 : (large.size[axis] - small.size[axis]) / 2;
+}
+
 void concat_into(const Tensor& out, Memory memory, const Tensor& skip, const Tensor& up) {
-  const View large(skip), whole(out);
-  const Box crop = centre(large, View(up));
-  int64_t offset = 0;
-  for (int a = 0; a < axes; ++a) offset += crop.lead[a] * large.stride[a];
-  const bool empty_skip = skip.numel() == 0;  // no address to add to
-  paste("crop_concat", out, memory, centre(whole, whole), large.size[1], skip,
-        empty_skip ? 0 : offset, &up);
+  const View large(skip), small(up);
+  Part first{skip, 0, {}, {}, {}, 0}, second{up, large.size[1], {}, {}, {}, 0};
+  for (int a = 0; a < axes; ++a) {
+    first.size[a] = first.count[a] = a == 1 ? large.size[a] : small.size[a];
+    second.size[a] = second.count[a] = small.size[a];
+    first.offset += crop_offset(large, small, a) * large.stride[a];
+  }
+  visit_size(out.element_size(), "crop_concat", [&]<class T>() {
+    for_each_row(out, memory, std::array{paste<T>(out, first), paste<T>(out, second)});
+  });
 }
 
 Tensor crop_concat(const Tensor& skip, const Tensor& up) {
@@ -246,8 +218,16 @@ Tensor crop_concat_backward(const Tensor& grad, const std::vector<int64_t>& skip
     check(skip_size[a] >= grad.size(a), "crop_concat_backward: skip_size: smaller than grad");
   }
   const Tensor out = empty(grad, skip_size);
-  paste("crop_concat_backward", out, Memory::fresh, centre(View(out), View(grad)), skip_size[1],
-        grad, 0, nullptr);
+  const View large(out), small(grad);
+  Part whole{grad, 0, {}, {}, {}, 0};
+  for (int a = 0; a < axes; ++a) {
+    whole.size[a] = large.size[a];
+    whole.count[a] = a == 1 ? large.size[a] : small.size[a];
+    whole.lead[a] = crop_offset(large, small, a);
+  }
+  visit_size(out.element_size(), "crop_concat_backward", [&]<class T>() {
+    for_each_row(out, Memory::fresh, std::array{paste<T>(out, whole)});
+  });
   return out;
 }
 

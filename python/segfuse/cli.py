@@ -92,7 +92,7 @@ def application() -> typer.Typer:
         except DemoError as error:
             typer.echo(f"segfuse: {error}", err=True)
             raise typer.Exit(1) from None
-        _show(result, asked=steps)
+        _show(result, steps=steps, seconds=time)
 
     return app
 
@@ -113,8 +113,8 @@ def info() -> None:
     console.print(table)
 
 
-def _show(result: Result, *, asked: int) -> None:
-    """Print the demo's figures and where its files are."""
+def _show(result: Result, *, steps: int, seconds: float) -> None:
+    """Print the figures of a demo asked for `steps` in `seconds`, and where its files are."""
     from rich.console import Console
     from rich.table import Table
 
@@ -127,9 +127,10 @@ def _show(result: Result, *, asked: int) -> None:
         table.add_row(name, f"{score.accuracy:.3f}", f"{score.iu:.3f}")
     console = Console()
     console.print(table)
-    if result.steps < asked:
+    if result.steps < steps:
         console.print(
-            f"The time was up after {result.steps} of {asked} steps: a larger --time does better."
+            f"The time was up after {result.steps} of {steps} steps, so training is unfinished: "
+            f"all of them take about --time {seconds * steps / result.steps:.0f} here."
         )
     console.print(f"{result.steps} training steps, {result.seconds:.0f} s in all. Written:")
     for path in (result.overlay, result.prediction, result.weights):

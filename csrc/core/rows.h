@@ -152,7 +152,8 @@ struct RowPolicy {
 };
 
 // Copies bytes, 32 at a time (64 would mostly straddle cache lines); the last overlap those before.
-// Long runs are left to libc, which has the processor move them without reading what is overwritten.
+// Long runs are left to libc, which has the processor move them without reading what is
+// overwritten.
 SEGFUSE_FUNCTOR void copy(char* to, const char* from, int64_t bytes) {
   using Pack [[gnu::vector_size(32), gnu::aligned(1), gnu::may_alias]] = char;
   if (bytes < 32 || bytes >= 4096) {

@@ -129,8 +129,9 @@ def _show(result: Result, *, steps: int, seconds: float) -> None:
     console.print(table)
     if result.steps < steps:
         console.print(
-            f"The time was up after {result.steps} of {steps} steps, so training is unfinished: "
-            f"all of them take about --time {seconds * steps / result.steps:.0f} here."
+            f"The time was up after {result.steps} of {steps} steps: training is unfinished. All "
+            f"take about --time {seconds * steps / result.steps:.0f} here; if others use this "
+            "machine too, fewer --threads may be faster."
         )
     console.print(f"{result.steps} training steps, {result.seconds:.0f} s in all. Written:")
     for path in (result.overlay, result.prediction, result.weights):

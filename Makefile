@@ -13,6 +13,7 @@ PYTEST ?= -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_backend csrc python -type f -not -name '*.pyc')
 TESTED := cmake.define.SEGFUSE_EMULATED=ON
 SANITIZERS := address,undefined
+CHOSEN := torch-$(shell echo '$(TORCH)' | tr -c 'A-Za-z0-9.\n' '-')
 
 .PHONY: demo test sanitize lint clean
 
@@ -28,7 +29,8 @@ test: .venv/test/installed
 sanitize: build/sanitized/installed
 	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	.venv/test/bin/python -m pytest $(PYTEST) -s tests/test_ops.py -k "not compiles and not opcheck"
+	.venv/test/bin/python -m pytest $(PYTEST) -s tests/test_ops.py tests/test_crop_concat.py \
+	  -k "not compile and not opcheck"
 
 lint: .venv/lint/installed
 	PATH="$(CURDIR)/.venv/lint/bin:$$PATH" pre-commit run --all-files
@@ -41,15 +43,16 @@ clean:
 	  echo "make: no virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	.venv/$*/bin/python -m pip install -q --upgrade pip
 
-.venv/%/torch: .venv/%/bin/python
+.venv/%/$(CHOSEN): .venv/%/bin/python
+	rm -f .venv/$*/torch-*
 	.venv/$*/bin/python -m pip install -q "$(TORCH)"
 	touch $@
 
-.venv/demo/installed: .venv/demo/torch $(SOURCES)
+.venv/demo/installed: .venv/demo/$(CHOSEN) $(SOURCES)
 	.venv/demo/bin/python -m pip install -q ".[demo]"
 	touch $@
 
-.venv/test/installed: .venv/test/torch $(SOURCES)
+.venv/test/installed: .venv/test/$(CHOSEN) $(SOURCES)
 	.venv/test/bin/python -m pip install -q ".[test]" -C$(TESTED)
 	touch $@
 
@@ -60,7 +63,7 @@ build/sanitized/installed: .venv/test/installed
 	  -Ccmake.define.SEGFUSE_SANITIZE=$(SANITIZERS)
 	touch $@
 
-.venv/lint/installed: .venv/lint/torch pyproject.toml
+.venv/lint/installed: .venv/lint/$(CHOSEN) pyproject.toml
 	.venv/lint/bin/python -m pip install -q pre-commit mypy ".[demo]"
 	touch $@
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 import torch
 
 from segfuse import _C
-from segfuse.info import describe, runs_on
+from segfuse._library import runs_on
+from segfuse.info import describe
 
 BACKEND = Path(__file__).parents[1] / "build_backend"
 
@@ -85,6 +88,10 @@ def test_info_says_in_one_sentence_whether_cuda_can_run() -> None:
         ((12, 0), "90a-real 120", True),
         ((9, 0), "80-virtual", True),
         ((9, 0), "", False),
+        ((9, 0), "native", True),
+        ((9, 0), "90a", True),
+        ((10, 0), "90a", False),
+        ((12, 1), "120a-real", False),
     ],
 )
 def test_which_gpus_code_runs_on(
@@ -126,3 +133,24 @@ def test_a_missing_compiler_is_named(backend: ModuleType, monkeypatch: pytest.Mo
     monkeypatch.setattr(backend.shutil, "which", lambda _: None)
     with pytest.raises(SystemExit, match="no C\\+\\+ compiler was found; g\\+\\+ 11 or newer"):
         backend.get_requires_for_build_wheel()
+
+
+def test_the_operator_in_contributing_compiles(tmp_path: Path) -> None:
+    """Its Python part too; the rest of the five steps is three lines."""
+    text = (BACKEND.parent / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```(cpp|python)\n(.*?)```", text, re.DOTALL)
+    kernel = next(body for language, body in blocks if language == "cpp")
+    meaning = next(body for language, body in blocks if language == "python")
+    compile(meaning, "blend.py", "exec")
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "blend.cpp").write_text(kernel)
+    include = Path(str(torch.__file__)).parent / "include"
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-isystem", str(include)]
+    target = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"
+    sources = [f"-I{BACKEND.parent / 'csrc'}", str(tmp_path / "blend.cpp")]
+    done = subprocess.run(
+        [compiler, *flags, target, *sources], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

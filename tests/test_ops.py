@@ -32,12 +32,14 @@ DTYPES = [
     for name, spec in OPS.items()
     for dtype in spec.dtypes
 ]
+DTYPES_WITH_OUT = [case for case in DTYPES if case.values[0].takes_out]
 FLOATS = [
     pytest.param(spec, dtype, id=f"{name}-{str(dtype)[6:]}")
     for name, spec in OPS.items()
     for dtype in spec.dtypes
     if dtype.is_floating_point
 ]
+AUTOCAST_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
@@ -220,26 +222,92 @@ def test_failures_raise_and_say_why(spec: OpSpec, backend: str) -> None:
 
 
 @on_backends
-@pytest.mark.parametrize("spec", SPECS_WITH_OUT)
-def test_out_is_written_in_every_layout(spec: OpSpec, backend: str) -> None:
+@pytest.mark.parametrize(("spec", "dtype"), DTYPES_WITH_OUT)
+def test_out_is_written_in_every_layout(spec: OpSpec, dtype: torch.dtype, backend: str) -> None:
     """And nothing beside it."""
-    for sample in samples(spec, backend, torch.float32, bits=spec.exact):
-        for layout in LAYOUTS:
+    for sample in samples(spec, backend, dtype, bits=spec.exact):
+        for layout, inputs in product(LAYOUTS, ("contiguous", "channels_last")):
             if layout == "expanded":
                 continue
-            for inputs in ("contiguous", "channels_last"):
-                s = in_layout(sample, (inputs, inputs))
-                want = spec.function.reference(*s.args, **s.kwargs)
-                out = LAYOUTS[layout](torch.zeros_like(want))
-                around = torch.empty(0, dtype=out.dtype, device=out.device)
-                around.set_(out.untyped_storage())
-                around.fill_(-7)
-                with running(backend):
-                    got = spec.function(*s.args, **s.kwargs, out=out)
-                assert got is out
-                assert torch.equal(bits(out), bits(want)), (s.name, layout)
-                out.fill_(-7)
-                assert (around == -7).all(), "written beside out"
+            s = in_layout(sample, (inputs, inputs))
+            want = spec.function.reference(*s.args, **s.kwargs)
+            out = LAYOUTS[layout](torch.zeros_like(want))
+            around = torch.empty(0, dtype=out.dtype, device=out.device)
+            around.set_(out.untyped_storage())
+            around.fill_(1)
+            with running(backend):
+                got = spec.function(*s.args, **s.kwargs, out=out)
+            assert got is out
+            assert torch.equal(bits(out), bits(want)), (s.name, layout)
+            out.fill_(1)
+            assert (around == 1).all(), "written beside out"
+
+
+@on_devices
+@pytest.mark.parametrize("spec", SPECS_WITH_OUT)
+def test_autograd_notices_that_out_was_written(spec: OpSpec, device: str) -> None:
+    s = next(samples(spec, device, torch.float32))
+    out = spec.function(*s.args, **s.kwargs)
+    weight = torch.ones_like(out, requires_grad=True)
+    product_of_both = weight * out  # keeps out for weight's gradient
+    spec.function(*s.args, **s.kwargs, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product_of_both.sum().backward()
+
+
+@on_devices
+@pytest.mark.parametrize("spec", SPECS_WITH_OUT)
+def test_out_compiles_without_a_graph_break(spec: OpSpec, device: str) -> None:
+    torch.compiler.reset()
+    s = next(samples(spec, device, torch.float32))
+    want = spec.function(*s.args, **s.kwargs)
+    out = torch.zeros_like(want)
+    compiled = torch.compile(spec.function, fullgraph=True, backend="aot_eager")
+    compiled(*s.args, **s.kwargs, out=out)
+    assert torch.equal(bits(out), bits(want))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_meta_tensors_give_the_shape(spec: OpSpec) -> None:
+    for s in samples(spec, "cpu", torch.float32):
+        args = [a.to("meta") if isinstance(a, Tensor) else a for a in s.args]
+        got, want = outputs(spec.function(*args, **s.kwargs)), reference(spec, s)
+        assert [(a.shape, a.stride()) for a in got] == [(a.shape, a.stride()) for a in want]
+        if spec.takes_out:
+            assert spec.function(*args, **s.kwargs, out=torch.empty_like(got[0])).is_meta
+
+
+@on_devices
+@pytest.mark.parametrize("spec", SPECS)
+def test_forward_mode_and_function_transforms(spec: OpSpec, device: str) -> None:
+    """Through the reference, which they reach; never silently without a tangent."""
+    s = next(samples(spec, device, torch.float64))
+
+    def ours(*args: Any) -> Tensor:
+        return spec.function(*args, **s.kwargs).sin()
+
+    def theirs(*args: Any) -> Tensor:
+        return spec.function.reference(*args, **s.kwargs).sin()
+
+    tangents = tuple(torch.randn_like(a) if isinstance(a, Tensor) else 0.0 for a in s.args)
+    torch.testing.assert_close(
+        torch.func.jvp(ours, s.args, tangents), torch.func.jvp(theirs, s.args, tangents)
+    )
+    with torch.autograd.forward_ad.dual_level():
+        dual = [
+            torch.autograd.forward_ad.make_dual(a, t) if isinstance(a, Tensor) else a
+            for a, t in zip(s.args, tangents, strict=True)
+        ]
+        assert torch.autograd.forward_ad.unpack_dual(ours(*dual)).tangent is not None
+    torch.testing.assert_close(
+        torch.func.grad(lambda *args: ours(*args).sum())(*s.args),
+        torch.func.grad(lambda *args: theirs(*args).sum())(*s.args),
+    )
+    stacked = [torch.stack([a, a]) if isinstance(a, Tensor) else a for a in s.args]
+    axes = tuple(0 if isinstance(a, Tensor) else None for a in s.args)
+    torch.testing.assert_close(
+        torch.vmap(ours, in_dims=axes)(*stacked), torch.vmap(theirs, in_dims=axes)(*stacked)
+    )
 
 
 @on_devices
@@ -248,8 +316,10 @@ def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> N
     """For dtypes that differ too, where the operator has a rule for them."""
     mixes = any(kernel.autocast for kernel in spec.kernels)
     for sample in samples(spec, device, torch.float32):
-        for first, rest in product((torch.float32, torch.bfloat16), repeat=2):
+        for first, rest in product(AUTOCAST_DTYPES, repeat=2):
             if first != rest and not mixes:
+                continue
+            if torch.int64 in (first, rest) and torch.int64 not in spec.dtypes:
                 continue
             dtypes = [first] + [rest] * len(sample.args)
             args = [
@@ -259,7 +329,7 @@ def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> N
             s = Sample(tuple(args), sample.kwargs)
             with torch.autocast(device, torch.bfloat16):
                 got, want = spec.function(*s.args, **s.kwargs), reference(spec, s)
-            exact = reference(spec, in_double(s))
+            exact = reference(spec, in_double(Sample(sample.args, sample.kwargs)))
             for a, b, c in zip(outputs(got), want, exact, strict=True):
                 assert_like_reference(spec, a, b, c)
 
@@ -268,8 +338,7 @@ def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> N
 def test_the_reference_runs_where_there_are_no_kernels(
     spec: OpSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__(spec.function.__module__, fromlist=["has_kernels"])
-    monkeypatch.setattr(module, "has_kernels", lambda _: False)
+    monkeypatch.setattr(registry, "_why_no_kernels", lambda _: "as a test")
     monkeypatch.setattr(registry, "_warned", set())
     s = next(samples(spec, "cpu", torch.float32))
     with pytest.warns(UserWarning, match=f"segfuse.ops.{spec.name}: no kernels for cpu"):

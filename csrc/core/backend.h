@@ -1,4 +1,4 @@
-// The only file that knows for what an operator is being compiled.
+// The only file that decides for what an operator is being compiled.
 //
 // Each csrc/ops/<op>.cu is compiled three times: by the host's compiler for the CPU, by nvcc for
 // CUDA, and in test builds by the host's compiler as CUDA, run by core/emulator.h.  An operator is

@@ -23,8 +23,12 @@ inline constexpr std::array<std::string_view, 3> names{"baseline", "x86-64-v3", 
 #if defined(__x86_64__)
 inline Isa best() {
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+            __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+#if !defined(__clang__)  // older ones do not know these names; only a masked CPU lacks them alone
+  v3 = v3 && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+       __builtin_cpu_supports("movbe");
+#endif
   const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");

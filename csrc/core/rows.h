@@ -40,13 +40,16 @@ namespace segfuse::SEGFUSE_BACKEND {
 struct Split {
   int64_t quotient, remainder;
 };
-SEGFUSE_FUNCTOR Split split(int64_t n, int64_t by) {
+SEGFUSE_FUNCTOR constexpr Split split(int64_t n, int64_t by) {
   if (((n | by) >> 32) == 0) {
     const auto a = static_cast<uint32_t>(n), b = static_cast<uint32_t>(by);
     return {a / b, a % b};
   }
   return {n / by, n % by};
 }
+static_assert(split((int64_t{1} << 32) - 1, 2).quotient == (int64_t{1} << 31) - 1);
+static_assert(split((int64_t{1} << 32) + 5, 3).remainder == 0);
+static_assert(split(5, (int64_t{1} << 32) + 1).remainder == 5);
 
 // Whether the output was allocated for this call, or is the caller's own.
 enum class Memory { fresh, reused };
@@ -74,8 +77,9 @@ struct RowGrid {
         (longest + pack - 1) / pack + (pack > 1);  // one more where rows lie askew
     lanes = packs > 16 ? 32 : packs > 8 ? 16 : 8;
     columns = std::clamp<int64_t>(packs / (lanes * RowPolicy::packs_a_thread), 1, 1 << 15);
-    const int64_t a_block = RowPolicy::threads / lanes, high = (rows + a_block - 1) / a_block;
-    blocks = columns * std::min(high, RowPolicy::blocks / columns);
+    const int64_t rows_a_block = RowPolicy::threads / lanes,
+                  block_rows = (rows + rows_a_block - 1) / rows_a_block;
+    blocks = columns * std::min(block_rows, RowPolicy::blocks / columns);
   }
 };
 
@@ -93,14 +97,14 @@ __global__ void fill_rows(const __grid_constant__ RowParts<F, n> parts) {
   for (; p + 1 < n && block >= parts.grid[p].blocks; ++p) block -= parts.grid[p].blocks;
   const F& f = parts.part[p];
   const RowGrid grid = parts.grid[p];
-  const int64_t a_block = RowPolicy::threads / grid.lanes;
+  const int64_t rows_a_block = RowPolicy::threads / grid.lanes;
   const int64_t first = (block % grid.columns * grid.lanes + threadIdx.x % grid.lanes) * pack;
-  for (int64_t r = block / grid.columns * a_block + threadIdx.x / grid.lanes, rows = f.rows();
-       r < rows; r += grid.blocks / grid.columns * a_block) {
+  for (int64_t r = block / grid.columns * rows_a_block + threadIdx.x / grid.lanes, rows = f.rows();
+       r < rows; r += grid.blocks / grid.columns * rows_a_block) {
     const auto row = f.row(r);
-    const auto past = reinterpret_cast<uintptr_t>(row.to) % 16;
-    const bool dense = row.step == 1 && past % sizeof(T) == 0;
-    for (int64_t x = first - (dense ? past / sizeof(T) : 0); x < row.size;
+    const auto askew = reinterpret_cast<uintptr_t>(row.to) % 16;
+    const bool dense = row.step == 1 && askew % sizeof(T) == 0;
+    for (int64_t x = first - (dense ? askew / sizeof(T) : 0); x < row.size;
          x += int64_t{grid.columns} * grid.lanes * pack) {
       if (dense && x >= 0 && x + pack <= row.size) {
         auto* to = reinterpret_cast<uint4*>(row.to + x);
@@ -257,18 +261,18 @@ template <class F>
 struct Pieces {
   static constexpr int64_t size = sizeof(typename F::Value);
   F f;
-  int64_t length, a_row, count;
+  int64_t length, per_row, count;
 
   explicit Pieces(const F& part)
       : f(part),
         length(std::max<int64_t>(std::min(f.longest(), RowPolicy::longest / size), 1)),
-        a_row((f.longest() + length - 1) / length),
-        count(f.rows() * a_row) {}
+        per_row((f.longest() + length - 1) / length),
+        count(f.rows() * per_row) {}
 
   template <bool past_cache>
   SEGFUSE_FUNCTOR void fill(int64_t begin, int64_t end, LineWriter& writer) const {
     while (begin < end) {
-      const Split at = a_row == 1 ? Split{begin, 0} : split(begin, a_row);
+      const Split at = per_row == 1 ? Split{begin, 0} : split(begin, per_row);
       const auto row = f.row(at.quotient);
       if (const int64_t moved = move_rows<past_cache>(row, end - begin, writer)) {
         begin += moved;
@@ -284,7 +288,7 @@ struct Pieces {
   template <bool past_cache>
   SEGFUSE_FUNCTOR int64_t move_rows(const auto& row, int64_t most, LineWriter& writer) const {
     if constexpr (Moves<F>) {
-      const auto* from = row.step == 1 && a_row == 1 ? f.at(row, 0, row.size) : nullptr;
+      const auto* from = row.step == 1 && per_row == 1 ? f.at(row, 0, row.size) : nullptr;
       if (!from) return 0;
       const int64_t rows = std::min(row.alike + 1, most);
       auto* to = row.to;
@@ -341,9 +345,8 @@ void for_each_row(const Tensor& out, Memory memory, const std::array<F, n>& part
   // next operator.  Fresh memory is not streamed to: the system has just brought each page into the
   // cache, to clear it.
   bool stream = memory == Memory::reused && bytes > host::streams_from;
-  for (const F& f : parts) {
-    stream = stream && (f.longest() * size >= RowPolicy::streamed || host::streams_from < 0);
-  }
+  for (const F& f : parts) stream = stream && f.longest() * size >= RowPolicy::streamed;
+  stream = stream || host::streams_from < 0;
   if (memory == Memory::fresh) ask_for_large_pages(out.const_data_ptr(), bytes);
   stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
 }

@@ -7,9 +7,10 @@
 // All are one functor, Paste: a part of the output that holds a box of a source, with zeros around
 // it.  Nothing is computed, so elements are moved by their size, whatever their dtype.  One to
 // three spatial axes are brought to three.  A row runs along x, or along the channels where the
-// output is channels_last.  Spatial axes merge into one where no crop comes between, so that rows
-// are long.
+// output is channels_last.  Axes merge where no crop comes between, so that rows are long.  The
+// page is long since it holds two directions, and the arithmetic of axes that both need.
 #include "core/dtype.h"
+#include "core/out.h"
 #include "core/rows.h"
 
 namespace segfuse::SEGFUSE_BACKEND {
@@ -88,7 +89,7 @@ struct Paste {
     }
   }
 
-  // Merges the outer axis i with that of the row, if every row is full and the next one follows it.
+  // Merges the outer axis i with that of the row, if every row is full and the next follows it.
   void merge(int i) {
     if (lead[4] != 0 || count[4] != size[4] || to_stride[i] != to_stride[4] * size[4] ||
         from_stride[i] != from_stride[4] * size[4]) {
@@ -133,8 +134,7 @@ Paste<T> paste(const Tensor& out, const Part& part) {
     f.count[i] = part.count[a];
   }
   if (!along_channels) {
-    f.merge(3);
-    if (f.size[3] == 1) f.merge(2);
+    for (int i = 3; i > 0 && (i == 3 || f.size[i + 1] == 1); --i) f.merge(i);
   }
   f.to_next = f.to_stride[3];
   f.from_next = f.from_stride[3];
@@ -205,6 +205,7 @@ void crop_concat_out(const Tensor& skip, const Tensor& up, const Tensor& out) {
   check(out.scalar_type() == up.scalar_type() && out.device() == up.device() &&
             std::equal(size.begin(), size.end(), out.sizes().begin(), out.sizes().end()),
         "crop_concat: out: expected the shape, dtype and device of the result");
+  check_memory("crop_concat", out, {{"skip", &skip}, {"up", &up}});
   concat_into(out, Memory::reused, skip, up);
 }
 

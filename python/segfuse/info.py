@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from importlib.metadata import version
 
 import torch
@@ -32,23 +31,7 @@ def cuda_sentence() -> str:
             f"cannot run: the kernels are loaded, but torch {torch.__version__} finds no GPU that "
             f"it can use (none there, no driver, or one too old for CUDA {torch.version.cuda})"
         )
-    gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    built = _C.cuda_architectures
-    if not runs_on(capability, built):
-        return f"cannot run: {gpu} is sm_{capability[0]}{capability[1]}, built were {built}"
-    return f"runs on {gpu} (kernels for {built}, CUDA {_C.cuda_version})"
-
-
-def runs_on(capability: tuple[int, int], architectures: str) -> bool:
-    """Whether code for ``architectures`` (as CMake writes them, "80-real 90") runs on a GPU.
-
-    Machine code runs on the same major version from its minor version on; PTX ("90", unless it is
-    "90-real") is compiled by the driver for anything newer.
-    """
-    for major, minor, kind in re.findall(r"(\d+)(\d)[a-z]*(-\w+)?", architectures):
-        built = int(major), int(minor)
-        if kind != "-virtual" and built[0] == capability[0] and built <= capability:
-            return True
-        if kind != "-real" and built <= capability:
-            return True
-    return False
+    gpu, reason = torch.cuda.get_device_name(), _library.why_not_on()
+    if reason:
+        return f"cannot run on {gpu}: {reason}"
+    return f"runs on {gpu} (kernels for {_C.cuda_architectures}, CUDA {_C.cuda_version})"

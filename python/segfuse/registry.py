@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _library
 
@@ -154,24 +155,34 @@ def _autocast(name: str, device: str, rule: Callable[..., tuple[Any, ...]]) -> C
     return call
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether a device has kernels of ours; elsewhere an operator runs its reference."""
-    if device.type in ("cpu", "meta"):
-        return True
-    return device.type == "cuda" and not _library.cuda_missing
+def runs_reference(name: str, tensor: Tensor) -> bool:
+    """Whether an operator must run its reference on a tensor; said once where kernels are missing.
+
+    So on a device without kernels of ours, and within torch.func and forward-mode differentiation,
+    which the gradients that are registered from Python do not reach.
+    """
+    reason = _why_no_kernels(tensor.device)
+    if reason and (name, tensor.device.type) not in _warned:
+        _warned.add((name, tensor.device.type))
+        warnings.warn(
+            f"segfuse.ops.{name}: no kernels for {tensor.device.type} ({reason}); the reference in "
+            "plain PyTorch runs instead",
+            stacklevel=3,
+        )
+    return bool(reason) or _is_transformed()
 
 
 _warned: set[tuple[str, str]] = set()
 
 
-def warn_of_reference(name: str, device: torch.device) -> None:
-    """Say once an operator and kind of device that the slow reference runs."""
-    if (name, device.type) in _warned:
-        return
-    _warned.add((name, device.type))
-    reason = _library.cuda_missing if device.type == "cuda" else "there are none for it"
-    warnings.warn(
-        f"segfuse.ops.{name}: no kernels for {device.type} ({reason}); the reference in plain "
-        "PyTorch runs instead",
-        stacklevel=3,
-    )
+def _why_no_kernels(device: torch.device) -> str:
+    if device.type in ("cpu", "meta"):
+        return ""
+    return _library.why_not_on(device) if device.type == "cuda" else "there are none for it"
+
+
+def _is_transformed() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
+    return transformed or forward_ad._current_level >= 0  # noqa: SLF001

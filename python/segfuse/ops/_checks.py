@@ -11,81 +11,68 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..registry import AUTOCAST_KEYS
+
 
 def wrong(op: str, argument: str, expected: object, got: object) -> ValueError:
     """Return the ValueError to raise for an argument."""
     return ValueError(f"{op}: {argument}: expected {expected}, got {got}")
 
 
-def check_tensor(op: str, argument: str, value: object) -> None:
-    """TypeError unless a dense tensor."""
+def check_tensor(op: str, argument: str, value: object, *, floating: bool = False) -> None:
+    """TypeError unless a dense tensor of a plain dtype, a floating one if so asked."""
     if not isinstance(value, Tensor):
-        msg = f"{op}: {argument}: expected a torch.Tensor, got {type(value).__name__}"
-        raise TypeError(msg)
-    if value.layout != torch.strided:
-        msg = f"{op}: {argument}: expected a dense tensor, got layout {value.layout}"
-        raise TypeError(msg)
+        got = type(value).__name__
+        raise TypeError(f"{op}: {argument}: expected a torch.Tensor, got {got}")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{op}: {argument}: expected a dense tensor, got {got}")
+    if value.is_quantized or (floating and not value.is_floating_point()):
+        expected = "a floating dtype" if floating else "a plain dtype"
+        raise TypeError(f"{op}: {argument}: expected {expected}, got {value.dtype}")
 
 
-def check_alike(op: str, leading: str, lead: Tensor, argument: str, tensor: Tensor) -> None:
-    """TypeError unless of one dtype (autocast brings them to one), ValueError unless on one device.
+def check_alike(
+    op: str, leading: str, lead: Tensor, argument: str, tensor: Tensor, *, promotes: bool = False
+) -> None:
+    """ValueError unless on one device, TypeError unless of one dtype.
 
-    ``leading`` names the argument whose dtype and device count.
+    ``leading`` names the argument whose device and dtype count.  With ``promotes`` dtypes may
+    differ under autocast, since the operator has a rule for them.
     """
     if tensor.device != lead.device:
         raise wrong(op, argument, f"{leading}'s device {lead.device}", tensor.device)
-    if tensor.dtype != lead.dtype and not torch.is_autocast_enabled(lead.device.type):
-        msg = f"{op}: {argument}: expected {leading}'s dtype {lead.dtype}, got {tensor.dtype}"
-        raise TypeError(msg)
+    if tensor.dtype != lead.dtype and not (promotes and autocasts(lead.device)):
+        raise TypeError(
+            f"{op}: {argument}: expected {leading}'s dtype {lead.dtype}, got {tensor.dtype}"
+        )
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a kind of device; false where there is no such thing."""
+    return device.type in AUTOCAST_KEYS and torch.is_autocast_enabled(device.type)
 
 
 def check_out(op: str, out: Tensor, size: Sequence[int], like: Tensor, **inputs: Tensor) -> None:
-    """Check ``out=``: size, ``like``'s dtype and device, no overlap with itself or an input.
+    """Check ``out=``: size, ``like``'s dtype and device, no part in autograd.
 
-    ``inputs`` are the operator's tensors by the names of their arguments.
+    ``inputs`` are the operator's tensors by the names of their arguments.  What only the memory can
+    tell (elements that coincide, memory shared with an input) csrc/core/out.h checks, as the kernel
+    runs: here ``out`` may be a tensor that is being traced.
     """
     check_tensor(op, "out", out)
     if tuple(out.shape) != tuple(size):
         raise wrong(op, "out", f"shape {tuple(size)}", tuple(out.shape))
     if out.dtype != like.dtype:
-        msg = f"{op}: out: expected dtype {like.dtype}, got {out.dtype}"
-        raise TypeError(msg)
+        raise TypeError(f"{op}: out: expected dtype {like.dtype}, got {out.dtype}")
     if out.device != like.device:
         raise wrong(op, "out", f"device {like.device}", out.device)
-    if _overlaps_itself(out):
-        raise wrong(op, "out", "distinct elements", f"strides {out.stride()}")
-    for name, tensor in inputs.items():
-        if _share_memory(out, tensor):
-            raise wrong(op, "out", f"memory apart from {name}'s", "shared memory")
+    if not torch.compiler.is_compiling():  # which cannot ask
+        if out.is_conj() or out.is_neg():
+            raise wrong(op, "out", "memory as it is", "a conjugated or negated view")
+        if out.is_inference() and not torch.is_inference_mode_enabled():
+            raise wrong(op, "out", "no inference tensor outside of inference mode", "one")
     if torch.is_grad_enabled():
         for name, tensor in {"out": out, **inputs}.items():
             if tensor.requires_grad:
                 raise wrong(op, name, "no gradient asked for beside out=", "requires_grad=True")
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two indices may mean one element; sure where axes nest, as all views of one do."""
-    if tensor.numel() == 0:
-        return False
-    reach = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                return True
-            reach = stride * (size - 1) + reach
-    return False
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether the spans of memory from first to last element meet."""
-    if a.numel() == 0 or b.numel() == 0:
-        return False
-    (a_begin, a_end), (b_begin, b_end) = _span(a), _span(b)
-    return a_begin < b_end and b_begin < a_end
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    axes = zip(tensor.stride(), tensor.shape, strict=True)
-    last = sum(stride * (size - 1) for stride, size in axes)
-    begin = tensor.data_ptr()
-    return begin, begin + (last + 1) * tensor.element_size()

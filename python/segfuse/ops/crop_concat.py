@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn.functional import conv2d
 
 from ..registry import (
@@ -17,11 +18,10 @@ from ..registry import (
     OpSpec,
     Sample,
     defined_by,
-    has_kernels,
     register,
-    warn_of_reference,
+    runs_reference,
 )
-from ._checks import check_alike, check_out, check_tensor, wrong
+from ._checks import autocasts, check_alike, check_out, check_tensor, wrong
 
 
 def _cropped(skip: Tensor, size: Sequence[int]) -> Tensor:
@@ -44,16 +44,16 @@ def crop_concat(skip: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tenso
 
     U-Net's crop-and-concatenate (Ronneberger, Fischer, Brox 2015, section 2) without the cropped
     copy.  Along each spatial axis the crop begins at ``(S - s) // 2``, so that at an odd difference
-    the larger part is cut at the end.  Nothing is computed: every dtype works, and every bit is
-    kept.  The gradient of ``up`` is a view of the result's, and so is that of ``skip`` where
-    nothing was cropped.
+    the larger part is cut at the end.  Nothing is computed: floating, integer, boolean and complex
+    dtypes work, and every bit is kept.  The gradient of ``up`` is a view of the result's, and so is
+    that of ``skip`` where nothing was cropped.
 
     Args:
         skip: features of the encoder, ``(N, Cs, *S)``, one to three spatial axes.
         up: features of the decoder, ``(N, Cu, *s)``, with ``s <= S`` along each axis; the dtype and
             device of ``skip``.  Under autocast both are promoted, as by ``torch.cat``.
-        out: where to write the result, of exactly its shape, dtype and device; any strides, but no
-            memory in common with ``skip`` or ``up``.  No gradients then.
+        out: where to write the result, of exactly its shape, dtype and device; any strides, but its
+            span of memory must not meet that of ``skip`` or ``up``.  No gradients then.
 
     Returns:
         ``(N, Cs + Cu, *s)``; channels_last if ``up`` is so and is not also contiguous.
@@ -62,19 +62,20 @@ def crop_concat(skip: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tenso
         ValueError: shapes or devices that do not fit, or an ``out`` that cannot be written to.
         TypeError: dtypes that differ.
 
-    Limits: an axis along which the source's and the result's innermost layouts differ (a
-    channels_last ``skip`` with a contiguous ``up``) is read element by element.
+    Limits: a ``skip`` or ``up`` whose innermost axis is not that of the result (a channels_last
+    ``skip`` with a contiguous ``up``) is read element by element.  Within ``torch.func`` and
+    forward-mode differentiation the reference runs.
     """
     size = _check(skip, up)
     if out is not None:
-        if torch.is_autocast_enabled(up.device.type):
+        if autocasts(up.device):
             skip, up = _promote(skip, up)
         check_out("crop_concat", out, size, up, skip=skip, up=up)
-    if not has_kernels(up.device):
-        warn_of_reference("crop_concat", up.device)
+    if runs_reference("crop_concat", up):
         return _reference(skip, up, out=out)
     if out is not None:
         torch.ops.segfuse.crop_concat_out(skip, up, out)
+        increment_version(out)
         return out
     result: Tensor = torch.ops.segfuse.crop_concat(skip, up)
     return result
@@ -89,7 +90,7 @@ def _check(skip: Tensor, up: Tensor) -> tuple[int, ...]:
         raise wrong(op, "up", "3 to 5 dimensions (N, C, *S)", tuple(up.shape))
     if skip.dim() != up.dim():
         raise wrong(op, "skip", f"{up.dim()} dimensions", tuple(skip.shape))
-    check_alike(op, "skip", skip, "up", up)
+    check_alike(op, "skip", skip, "up", up, promotes=True)
     if skip.shape[0] != up.shape[0]:
         raise wrong(op, "up", f"batch size {skip.shape[0]}", up.shape[0])
     if any(large < small for large, small in zip(skip.shape[2:], up.shape[2:], strict=True)):
@@ -154,18 +155,19 @@ def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 def _promote(skip: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Autocast's rule for ``torch.cat``: the widest of the dtypes and autocast's own.
+    """Autocast's rule for ``torch.cat``: to the widest, which is at least autocast's own.
 
-    float64 and dtypes that are not floating take no part.
+    float64 and what is not floating take no part in the latter.
     """
     if skip.dtype == up.dtype:
         return skip, up
-    dtype = torch.get_autocast_dtype(up.device.type)
-    takes_part = [t.is_floating_point() and t.dtype != torch.float64 for t in (skip, up)]
-    if not all(takes_part):
-        msg = f"crop_concat: up: expected skip's dtype {skip.dtype}, got {up.dtype}"
-        raise TypeError(msg)
-    dtype = torch.promote_types(dtype, torch.promote_types(skip.dtype, up.dtype))
+    width = torch.get_autocast_dtype(up.device.type)
+    taking_part = [t for t in (skip, up) if t.is_floating_point() and t.dtype != torch.float64]
+    for tensor in taking_part:
+        width = torch.promote_types(width, tensor.dtype)
+    dtype = torch.promote_types(
+        *(width if any(t is part for part in taking_part) else t.dtype for t in (skip, up))
+    )
     return skip.to(dtype), up.to(dtype)
 
 
@@ -182,6 +184,8 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield Sample((make(2, 3, 19), make(2, 2, 12)), name="signal")
     yield Sample((make(1, 2, 6, 7, 9), make(1, 3, 3, 4, 6)), name="volume")
     yield Sample((make(2, 2, 3, 4, 5), make(2, 3, 3, 4, 5)), name="volume_no_crop")
+    yield Sample((make(1, 2, 140, 150), make(1, 2, 131, 141)), name="more_than_a_threads_share")
+    yield Sample((make(2, 5, 1, 1), make(2, 4, 1, 1)), name="vectors")
     yield Sample((make(0, 2, 5, 5), make(0, 3, 4, 4)), name="empty_batch")
     yield Sample((make(2, 0, 5, 5), make(2, 3, 4, 4)), name="no_skip_channels")
     yield Sample((make(2, 2, 5, 5), make(2, 0, 4, 4)), name="no_up_channels")
@@ -210,6 +214,11 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call(skip, up, out=overlapping), ValueError, "out: expected distinct elements"
     shared = make(2, 7, 4, 4)
     yield call(skip, shared[:, 3:], out=shared), ValueError, "out: expected memory apart from up's"
+    yield (
+        call(torch.ops.aten.quantize_per_tensor(up, 1.0, 0, torch.quint8), up),
+        TypeError,
+        ("skip: expected a plain dtype"),
+    )
     if up.is_floating_point():
         asking = skip.detach().requires_grad_()
         out = make(2, 7, 4, 4)

@@ -64,7 +64,7 @@ def running(backend: str) -> Iterator[None]:
 
 def _strided(t: Tensor) -> Tensor:
     """Every second element of a larger tensor, along the last axis."""
-    return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2]
+    return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2] if t.dim() else t
 
 
 def _offset(t: Tensor) -> Tensor:

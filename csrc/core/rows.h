@@ -347,7 +347,8 @@ void for_each_row(const Tensor& out, Memory memory, const std::array<F, n>& part
   bool stream = memory == Memory::reused && bytes > host::streams_from;
   for (const F& f : parts) stream = stream && f.longest() * size >= RowPolicy::streamed;
   stream = stream || host::streams_from < 0;
-  if (memory == Memory::fresh) ask_for_large_pages(out.const_data_ptr(), bytes);
+  if (memory == Memory::fresh && host::large_pages)
+    ask_for_large_pages(out.const_data_ptr(), bytes);
   stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
 }
 

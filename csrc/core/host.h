@@ -59,14 +59,14 @@ inline int64_t last_level_cache() {
   std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kib;
   return (kib > 0 ? kib : 32 * 1024) * 1024;
 }
+inline int64_t streams_from = last_level_cache();  // bytes; negative (tests): always stream
+
 // Whether large fresh outputs ask for large pages.  Mostly that saves more than half of their time;
 // on a virtual machine that hands freed memory back to its host it can cost more than it saves.
 inline const bool large_pages = [] {
   const char* set = std::getenv("SEGFUSE_LARGE_PAGES");
   return !set || std::string_view(set) != "0";
 }();
-
-inline int64_t streams_from = last_level_cache();  // bytes; negative (tests): always stream
 
 template <class Body>
 using Run = void (*)(const Body&, int64_t, int64_t);

@@ -97,7 +97,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "of 1000 steps" in out
     assert "0.767" in out  # Otsu's foreground IU
     written = [tmp_path / "segfuse-demo" / name for name in demo.FILES]
-    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    assert sorted(tmp_path.rglob("[!.]*.*")) == sorted(written)
     assert all(str(path) in out for path in written)
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .demo import DAY, SECONDS, STEPS, DemoError, Result, run
+from .demo import DAY, MOST_STEPS, MOST_THREADS, SECONDS, STEPS, DemoError, Result, run
 from .info import describe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def application() -> typer.Typer:
 
     app = typer.Typer(
         cls=OneLine,
-        help="Fused operators for dense prediction in PyTorch, and U-Net and FCN on top of them.",
+        help="Fused operators for dense prediction in PyTorch, and U-Net on top of them.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -62,15 +62,17 @@ def application() -> typer.Typer:
             Path("segfuse-demo"), "--output", "-o", help="Directory for the three files."
         ),
         seed: int = typer.Option(0, min=0, max=2**63 - 1, help="Of weights, patches and dropout."),
-        steps: int = typer.Option(STEPS, min=1, help="Training steps, of four patches each."),
+        steps: int = typer.Option(
+            STEPS, min=1, max=MOST_STEPS, help="Training steps, of four patches each."
+        ),
         time: float = typer.Option(
             SECONDS, min=1.0, max=DAY, help="Seconds after which training stops, finished or not."
         ),
         threads: int | None = typer.Option(
-            None, min=1, show_default="torch's choice", help="CPU threads."
+            None, min=1, max=MOST_THREADS, show_default="torch's choice", help="CPU threads."
         ),
         overwrite: bool = typer.Option(
-            False, "--overwrite", help="Write into a directory that holds other files too."
+            False, "--overwrite", help="Write into a directory that holds files of others too."
         ),
     ) -> None:
         """Train a small U-Net on half of a real microscopy image; show how it does on the rest.
@@ -92,6 +94,9 @@ def application() -> typer.Typer:
         except DemoError as error:
             typer.echo(f"segfuse: {error}", err=True)
             raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("segfuse: interrupted; nothing was written", err=True)
+            raise typer.Exit(130) from None
         _show(result, steps=steps, seconds=time)
 
     return app

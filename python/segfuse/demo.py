@@ -15,6 +15,7 @@ held-out part itself, and calling every pixel background.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoError", "Result", "Score", "run"]
 
 OVERLAY, PREDICTION, WEIGHTS = FILES = ("overlay.png", "prediction.tif", "weights.pt")
-PARTIAL = "partial-"  # a file's name begins so until it is whole
+MARKER = ".segfuse-demo"  # in a directory: the demo's files there are the demo's own
 PACKAGES = ("stardist", "lightning", "matplotlib", "skimage", "tifffile")
 
 TRAINING = np.s_[0:512, 0:256]
@@ -53,6 +54,8 @@ BATCH = 4
 STEPS = 200
 SECONDS = 100.0
 DAY = 86400.0
+MOST_STEPS = 1_000_000
+MOST_THREADS = 1024
 
 
 class DemoError(Exception):
@@ -118,22 +121,27 @@ def run(
     Args:
         output: directory for the files; made if missing.
         seed: of the initial weights, the patches and the dropout; 0 to 2**63 - 1.
-        steps: training steps, of four patches each; at least 1.
+        steps: training steps, of four patches each; 1 to a million.
         seconds: training stops at the first step that ends later than this; above 0, at most a day.
-        threads: CPU threads; None leaves torch's setting.
-        overwrite: write into `output` even if it holds other files; they stay, unless named as
-            the demo's.
+        threads: CPU threads, 1 to 1024; None leaves torch's setting.
+        overwrite: write into `output` even if it holds files that no demo wrote; they stay, unless
+            named as the demo's.
         progress: show a progress bar; needs rich.
 
     Raises:
         ValueError: an argument out of its range.
-        DemoError: a package is missing, or `output` holds other files or cannot be used.
+        DemoError: a package is missing, or `output` holds other files or cannot be written to.
     """
     for name, value, expected, good in [
         ("seed", seed, "0 to 2**63 - 1", 0 <= seed < 2**63),
-        ("steps", steps, "at least 1", steps >= 1),
+        ("steps", steps, f"1 to {MOST_STEPS}", 1 <= steps <= MOST_STEPS),
         ("seconds", seconds, f"above 0, at most {DAY}", 0 < seconds <= DAY),
-        ("threads", threads, "None or at least 1", threads is None or threads >= 1),
+        (
+            "threads",
+            threads,
+            f"1 to {MOST_THREADS}",
+            threads is None or 0 < threads <= MOST_THREADS,
+        ),
     ]:
         if not good:
             raise ValueError(f"demo: expected {name} {expected}, got {value}")
@@ -169,10 +177,6 @@ def run(
     bright = image_held_out > threshold
     unet, otsu = _score(predicted, truth_held_out), _score(bright, truth_held_out)
 
-    with _whole(output / OVERLAY) as path:
-        _draw(path, image, truth_held_out, {"U-Net": (predicted, unet), "Otsu": (bright, otsu)})
-    with _whole(output / PREDICTION) as path:
-        tifffile.imwrite(path, np.uint8(255) * predicted)
     with _whole(output / WEIGHTS) as path:
         torch.save(
             {
@@ -182,6 +186,10 @@ def run(
             },
             path,
         )
+    with _whole(output / OVERLAY) as path:
+        _draw(path, image, truth_held_out, {"U-Net": (predicted, unet), "Otsu": (bright, otsu)})
+    with _whole(output / PREDICTION) as path:
+        tifffile.imwrite(path, np.uint8(255) * predicted)
     return Result(
         unet=unet,
         otsu=otsu,
@@ -196,18 +204,18 @@ def run(
 
 
 def _claim(output: Path, *, overwrite: bool) -> None:
-    """Make the directory, or make sure that it holds nothing but an earlier demo's files."""
+    """Make the directory, or make sure that it is a demo's own or empty; and can be written to."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in output.iterdir())
+        if names and MARKER not in names and not overwrite:
+            raise DemoError(
+                f"{output} holds files that are not the demo's ({names[0]}): "
+                "choose another directory with -o, or write into this one with --overwrite"
+            )
+        (output / MARKER).touch()
     except OSError as error:
-        raise DemoError(f"cannot use {output} as a directory: {error.strerror}") from error
-    foreign = [name for name in names if name.removeprefix(PARTIAL) not in FILES]
-    if foreign and not overwrite:
-        raise DemoError(
-            f"{output} holds files that are not the demo's ({foreign[0]}): "
-            "choose another directory with -o, or write into this one with --overwrite"
-        )
+        raise DemoError(f"cannot write into {output}: {error.strerror}") from error
 
 
 def _load() -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
@@ -281,9 +289,11 @@ def _draw(
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Lend a temporary name that becomes `path` once its file is whole."""
-    partial = path.with_name(PARTIAL + path.name)
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        raise DemoError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -211,6 +211,8 @@ class UNet(nn.Module):
         return logits
 
     def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"UNet: expected x to be a torch.Tensor, got {type(x).__name__}")
         if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels:
             axes = ", ".join(("D", "H", "W")[3 - self.dims :])
             raise ValueError(

@@ -132,16 +132,12 @@ def run(
         ValueError: an argument out of its range.
         DemoError: a package is missing, or `output` holds other files or cannot be written to.
     """
+    threads_fit = threads is None or 1 <= threads <= MOST_THREADS
     for name, value, expected, good in [
         ("seed", seed, "0 to 2**63 - 1", 0 <= seed < 2**63),
         ("steps", steps, f"1 to {MOST_STEPS}", 1 <= steps <= MOST_STEPS),
         ("seconds", seconds, f"above 0, at most {DAY}", 0 < seconds <= DAY),
-        (
-            "threads",
-            threads,
-            f"1 to {MOST_THREADS}",
-            threads is None or 0 < threads <= MOST_THREADS,
-        ),
+        ("threads", threads, f"1 to {MOST_THREADS}", threads_fit),
     ]:
         if not good:
             raise ValueError(f"demo: expected {name} {expected}, got {value}")

@@ -47,6 +47,13 @@ def test_an_old_torch_is_refused_in_one_sentence() -> None:
     )
 
 
+def test_a_missing_module_is_named_in_one_sentence() -> None:
+    done = python("import sys; sys.modules['segfuse._C'] = None; import segfuse")
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: segfuse's compiled module is not there: it must be built, by pip install"
+    )
+
+
 @pytest.mark.parametrize("isa", _C.isas())
 def test_the_environment_chooses_an_instruction_set(isa: str) -> None:
     done = python("import segfuse; print(segfuse._C.isa())", SEGFUSE_ISA=isa)

@@ -8,9 +8,22 @@
 namespace {
 
 void define(torch::stable::detail::StableLibrary& m) {
+  m.def(
+      "confusion_matrix(Tensor prediction, Tensor target, int num_classes, int? ignore_index) -> "
+      "Tensor");
   m.def("crop_concat(Tensor skip, Tensor up) -> Tensor");
   m.def("crop_concat_out(Tensor skip, Tensor up, Tensor(a!) out) -> ()");
   m.def("crop_concat_backward(Tensor grad, SymInt[] skip_size) -> Tensor");
+  m.def(
+      "weighted_cross_entropy(Tensor logits, Tensor target, Tensor? weight_map, Tensor? "
+      "class_weight, "
+      "int? ignore_index, int reduction, float label_smoothing) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "weighted_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? "
+      "weight_map, "
+      "Tensor? class_weight, Tensor log_sums, Tensor denominator, int? ignore_index, int "
+      "reduction, "
+      "float label_smoothing) -> Tensor");
 }
 
 }  // namespace

@@ -123,7 +123,15 @@ def in_layout(sample: registry.Sample, layouts: tuple[str, str]) -> registry.Sam
     """The sample with its first tensor in one layout and the others in another."""
     left = iter([layouts[0]] + [layouts[1]] * len(sample.args))
     args = [LAYOUTS[next(left)](a) if isinstance(a, Tensor) else a for a in sample.args]
-    return registry.Sample(tuple(args), sample.kwargs, sample.name)
+    return with_kwargs(
+        registry.Sample(tuple(args), sample.kwargs, sample.name), LAYOUTS[layouts[1]]
+    )
+
+
+def with_kwargs(sample: registry.Sample, change: Callable[[Tensor], Tensor]) -> registry.Sample:
+    """The sample with its keyword arguments that are tensors changed."""
+    kwargs = {k: change(v) if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()}
+    return registry.Sample(sample.args, kwargs, sample.name)
 
 
 def requiring_grad(sample: registry.Sample) -> registry.Sample:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from backends import (
     maker,
     requiring_grad,
     running,
+    with_kwargs,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +30,7 @@ from segfuse.registry import OPS, OpSpec, Sample
 
 SPECS = [pytest.param(spec, id=name) for name, spec in OPS.items()]
 SPECS_WITH_OUT = [pytest.param(spec, id=name) for name, spec in OPS.items() if spec.takes_out]
+SMOOTH = [pytest.param(spec, id=name) for name, spec in OPS.items() if spec.differentiable]
 DTYPES = [
     pytest.param(spec, dtype, id=f"{name}-{str(dtype)[6:]}")
     for name, spec in OPS.items()
@@ -37,8 +41,12 @@ FLOATS = [
     pytest.param(spec, dtype, id=f"{name}-{str(dtype)[6:]}")
     for name, spec in OPS.items()
     for dtype in spec.dtypes
-    if dtype.is_floating_point
+    if dtype.is_floating_point and spec.differentiable
 ]
+LAYOUT_PAIRS = sorted(
+    {pair for x in LAYOUTS for pair in ((x, x), (x, "contiguous"), ("contiguous", x))}
+)
+FEW = 6  # samples, where each takes seconds: an operator yields the most telling first
 AUTOCAST_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64)
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -56,32 +64,54 @@ def bits(t: Tensor) -> Tensor:
     return t.detach().cpu().contiguous().view(-1).view(torch.uint8) if t.numel() else t.flatten()
 
 
-def assert_like_reference(
-    spec: OpSpec, s: Sample, got: Tensor, want: Tensor, truth: Tensor
-) -> None:
-    """Bit for bit; or against float64's ``truth``: at most twice the reference's error and one ulp.
-
-    The ulp is of the largest value that goes in or comes out; it is for float64, where the truth is
-    no better than the reference.
-    """
-    assert got.shape == want.shape
-    assert got.dtype == want.dtype
-    if spec.exact or not got.is_floating_point() or not got.numel():
-        assert torch.equal(bits(got), bits(want))
-        return
-    ours, theirs = ((t.double() - truth).abs().max() for t in (got, want))
-    tensors = [a.detach() for a in s.args if isinstance(a, Tensor) and a.numel()]
-    largest = max(t.abs().max().double() for t in (truth, *tensors))
-    assert ours <= 2 * theirs + torch.finfo(got.dtype).eps * largest
+def floating(values: Iterable[Any]) -> list[Tensor]:
+    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
 
-def in_double(sample: Sample) -> Sample:
-    def double(value: Any) -> Any:
+def in_dtype(sample: Sample, dtype: torch.dtype) -> Sample:
+    def convert(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().double().requires_grad_(value.requires_grad)
+            return value.detach().to(dtype).requires_grad_(value.requires_grad)
         return value
 
-    return Sample(tuple(map(double, sample.args)), sample.kwargs, sample.name)
+    return with_kwargs(
+        Sample(tuple(map(convert, sample.args)), sample.kwargs, sample.name), convert
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A reference's result, and how far another may be from the truth that float64 gives."""
+
+    result: Tensor
+    truth: Tensor
+    largest_error: float
+
+    def meets(self, got: Tensor, *, exact: bool) -> None:
+        assert got.shape == self.result.shape
+        assert got.dtype == self.result.dtype
+        if exact or not got.is_floating_point() or not got.numel():
+            assert torch.equal(bits(got), bits(self.result))
+        else:
+            assert (got.double() - self.truth).abs().max() <= self.largest_error
+
+
+def wanted(compute: Callable[[Sample], tuple[Tensor, ...]], s: Sample) -> list[Wanted]:
+    """At most twice the reference's error, and one ulp of the largest value that goes in or out.
+
+    In float64, where the truth is no better than the reference, eight: sums in another order differ
+    by as much.
+    """
+    wants = []
+    for result, truth in zip(compute(s), compute(in_dtype(s, torch.float64)), strict=True):
+        bound = 0.0
+        if result.is_floating_point() and result.numel():
+            values = [truth, *(a.detach() for a in floating(s.args) if a.numel())]
+            ulp = torch.finfo(result.dtype).eps * max(v.abs().max().item() for v in values)
+            ulps = 8 if result.dtype == torch.float64 else 1
+            bound = 2 * (result.double() - truth).abs().max().item() + ulps * ulp
+        wants.append(Wanted(result, truth, bound))
+    return wants
 
 
 def reference(spec: OpSpec, sample: Sample) -> tuple[Tensor, ...]:
@@ -99,14 +129,14 @@ def test_equals_its_reference_in_every_layout(
     spec: OpSpec, dtype: torch.dtype, backend: str
 ) -> None:
     for sample in samples(spec, backend, dtype, bits=spec.exact):
-        for layouts in product(LAYOUTS, repeat=2):
+        for layouts in LAYOUT_PAIRS:
             s = in_layout(sample, layouts)
-            want, truth = reference(spec, s), reference(spec, in_double(s))
+            wants = wanted(partial(reference, spec), s)
             with running(backend):
                 got = outputs(spec.function(*s.args, **s.kwargs))
-            for ours, theirs, exact in zip(got, want, truth, strict=True):
-                assert_like_reference(spec, s, ours, theirs, exact)
-                assert ours.stride() == theirs.stride(), (s.name, layouts)
+            for ours, want in zip(got, wants, strict=True):
+                want.meets(ours, exact=spec.exact)
+                assert ours.stride() == want.result.stride(), (s.name, layouts)
 
 
 @on_backends
@@ -116,29 +146,33 @@ def test_gradients_equal_the_references(spec: OpSpec, dtype: torch.dtype, backen
     for sample in samples(spec, backend, dtype):
         for layout in ("contiguous", "channels_last"):
             s = requiring_grad(in_layout(sample, (layout, layout)))
-            wide = in_double(s)
-            (want,), (truth,) = reference(spec, s), reference(spec, wide)
-            weight = torch.randn_like(want, memory_format=torch.contiguous_format)
+            (result,) = reference(spec, s)
+            weight = torch.randn_like(result, memory_format=torch.contiguous_format)
             spread = LAYOUTS["expanded"](weight)
             for upstream in (weight, LAYOUTS["channels_last"](weight), spread):
-                theirs = gradients(want, s, upstream)
-                exact = gradients(truth, wide, upstream.double())
+
+                def compute(s: Sample, upstream: Tensor = upstream) -> tuple[Tensor, ...]:
+                    (result,) = reference(spec, s)
+                    return gradients(result, s, upstream.to(result.dtype))
+
+                wants = wanted(compute, s)
                 with running(backend):
                     ours = gradients(spec.function(*s.args, **s.kwargs), s, upstream)
-                for a, b, c in zip(ours, theirs, exact, strict=True):
-                    assert_like_reference(spec, s, a, b, c)
+                for a, want in zip(ours, wants, strict=True):
+                    want.meets(a, exact=spec.exact)
 
 
 @on_backends
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMOOTH)
 def test_gradcheck(spec: OpSpec, backend: str) -> None:
     for sample in samples(spec, backend, torch.float64):
         s = requiring_grad(sample)
         size = sum(a.numel() for a in s.args if isinstance(a, Tensor))
         if all(a.numel() for a in s.args if isinstance(a, Tensor)) and size < 400:
             with running(backend):
-                assert torch.autograd.gradcheck(spec.function, s.args, fast_mode=True)
-                assert torch.autograd.gradgradcheck(spec.function, s.args, fast_mode=True)
+                function = partial(spec.function, **s.kwargs)
+                assert torch.autograd.gradcheck(function, s.args, fast_mode=True)
+                assert torch.autograd.gradgradcheck(function, s.args, fast_mode=True)
 
 
 class _Calls(TorchDispatchMode):
@@ -161,11 +195,12 @@ class _Calls(TorchDispatchMode):
 def test_opcheck(spec: OpSpec, device: str) -> None:
     """PyTorch's own check of schema, fake, autograd and AOT dispatch, for every kernel."""
     seen = set()
-    for sample in samples(spec, device, torch.float32):
+    for sample in islice(samples(spec, device, torch.float32), FEW):
         s = requiring_grad(sample)
         with _Calls() as record:
             result = spec.function(*s.args, **s.kwargs)
-            result.sum().backward()
+            if spec.differentiable:
+                result.sum().backward()
             if spec.takes_out:
                 with torch.no_grad():
                     spec.function(*s.args, **s.kwargs, out=torch.empty_like(result))
@@ -181,7 +216,7 @@ def test_opcheck(spec: OpSpec, device: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool, device: str) -> None:
     """With the gradient; and to the same bits as eager."""
-    for sample in samples(spec, device, torch.float32):
+    for sample in islice(samples(spec, device, torch.float32), FEW):
         torch.compiler.reset()
         s = requiring_grad(sample)
         inputs = [a for a in s.args if isinstance(a, Tensor) and a.requires_grad]
@@ -191,6 +226,8 @@ def test_compiles_without_a_graph_break(spec: OpSpec, dynamic: bool, device: str
         )
         compiled = compiled_function(*s.args, **s.kwargs)
         assert torch.equal(bits(compiled), bits(eager))
+        if not spec.differentiable:
+            continue
         weight = torch.randn_like(eager)
         for a, b in zip(
             torch.autograd.grad(compiled, inputs, weight),
@@ -276,43 +313,41 @@ def test_out_compiles_without_a_graph_break(spec: OpSpec, device: str) -> None:
 def test_meta_tensors_give_the_shape(spec: OpSpec) -> None:
     for s in samples(spec, "cpu", torch.float32):
         args = [a.to("meta") if isinstance(a, Tensor) else a for a in s.args]
-        got, want = outputs(spec.function(*args, **s.kwargs)), reference(spec, s)
+        kwargs = with_kwargs(s, lambda a: a.to("meta")).kwargs
+        got, want = outputs(spec.function(*args, **kwargs)), reference(spec, s)
         assert [(a.shape, a.stride()) for a in got] == [(a.shape, a.stride()) for a in want]
         if spec.takes_out:
             assert spec.function(*args, **s.kwargs, out=torch.empty_like(got[0])).is_meta
 
 
 @on_devices
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SMOOTH)
 def test_forward_mode_and_function_transforms(spec: OpSpec, device: str) -> None:
     """Through the reference, which they reach; never silently without a tangent."""
     s = next(samples(spec, device, torch.float64))
+    moving = tuple(floating(s.args))
+    fixed = s.args[len(moving) :]
+    assert not floating(fixed)
 
     def ours(*args: Any) -> Tensor:
-        return spec.function(*args, **s.kwargs).sin()
+        return spec.function(*args, *fixed, **s.kwargs).sin()
 
     def theirs(*args: Any) -> Tensor:
-        return spec.function.reference(*args, **s.kwargs).sin()
+        return spec.function.reference(*args, *fixed, **s.kwargs).sin()
 
-    tangents = tuple(torch.randn_like(a) if isinstance(a, Tensor) else 0.0 for a in s.args)
+    tangents = tuple(map(torch.randn_like, moving))
     torch.testing.assert_close(
-        torch.func.jvp(ours, s.args, tangents), torch.func.jvp(theirs, s.args, tangents)
+        torch.func.jvp(ours, moving, tangents), torch.func.jvp(theirs, moving, tangents)
     )
     with torch.autograd.forward_ad.dual_level():
-        dual = [
-            torch.autograd.forward_ad.make_dual(a, t) if isinstance(a, Tensor) else a
-            for a, t in zip(s.args, tangents, strict=True)
-        ]
+        dual = map(torch.autograd.forward_ad.make_dual, moving, tangents)
         assert torch.autograd.forward_ad.unpack_dual(ours(*dual)).tangent is not None
     torch.testing.assert_close(
-        torch.func.grad(lambda *args: ours(*args).sum())(*s.args),
-        torch.func.grad(lambda *args: theirs(*args).sum())(*s.args),
+        torch.func.grad(lambda *args: ours(*args).sum())(*moving),
+        torch.func.grad(lambda *args: theirs(*args).sum())(*moving),
     )
-    stacked = [torch.stack([a, a]) if isinstance(a, Tensor) else a for a in s.args]
-    axes = tuple(0 if isinstance(a, Tensor) else None for a in s.args)
-    torch.testing.assert_close(
-        torch.vmap(ours, in_dims=axes)(*stacked), torch.vmap(theirs, in_dims=axes)(*stacked)
-    )
+    stacked = [torch.stack([a, a + 1]) for a in moving]
+    torch.testing.assert_close(torch.vmap(ours)(*stacked), torch.vmap(theirs)(*stacked))
 
 
 @on_devices
@@ -324,19 +359,21 @@ def test_autocast_gives_what_the_reference_gives(spec: OpSpec, device: str) -> N
         for first, rest in product(AUTOCAST_DTYPES, repeat=2):
             if first != rest and not mixes:
                 continue
-            if torch.int64 in (first, rest) and torch.int64 not in spec.dtypes:
+            if torch.int64 in (first, rest) and not mixes:
                 continue
             dtypes = [first] + [rest] * len(sample.args)
             args = [
-                a.to(dtype) if isinstance(a, Tensor) else a
+                a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
                 for a, dtype in zip(sample.args, dtypes, strict=False)
             ]
             s = Sample(tuple(args), sample.kwargs)
+            if not mixes:
+                s = with_kwargs(s, lambda a: a.to(first))  # noqa: B023
             with torch.autocast(device, torch.bfloat16):
-                got, want = spec.function(*s.args, **s.kwargs), reference(spec, s)
-            exact = reference(spec, in_double(Sample(sample.args, sample.kwargs)))
-            for a, b, c in zip(outputs(got), want, exact, strict=True):
-                assert_like_reference(spec, s, a, b, c)
+                wants = wanted(partial(reference, spec), s)
+                got = outputs(spec.function(*s.args, **s.kwargs))
+            for a, want in zip(got, wants, strict=True):
+                want.meets(a, exact=spec.exact)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -356,15 +393,21 @@ def test_the_reference_runs_where_there_are_no_kernels(
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_instruction_sets_and_thread_counts_give_the_same_bits(spec: OpSpec) -> None:
+    """Of results and of gradients."""
     from segfuse import _C
 
-    for s in samples(spec, "cpu", torch.float32):
+    for sample in samples(spec, "cpu", torch.float32):
+        s = requiring_grad(sample) if spec.differentiable else sample
         results = []
         for isa, threads in product(_C.isas(), (1, 2)):
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             with running(isa):
-                results.append(bits(outputs(spec.function(*s.args, **s.kwargs))[0]))
+                result = spec.function(*s.args, **s.kwargs)
+                found = [result]
+                if spec.differentiable:
+                    found += gradients(result, s, torch.ones_like(result))
+            results.append(torch.cat([bits(t) for t in found]))
             torch.set_num_threads(before)
         assert all(torch.equal(results[0], other) for other in results[1:])
 

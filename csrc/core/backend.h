@@ -10,7 +10,11 @@
 //   SEGFUSE_FUNCTOR         marks what runs per row or element: on the CPU always inlined, so that
 //                           it is compiled anew for each instruction set; on CUDA device code
 //   SEGFUSE_CUDA_SOURCE     1 where kernels are launched (CUDA and emulated), 0 on the CPU
+//   SEGFUSE_UNROLL          before a loop: its values shall stay in registers (CUDA)
+//   SEGFUSE_ASSERT          stops a kernel that found a wrong value: a device-side assert (CUDA);
+//                           nothing on the CPU, whose functors count what is wrong
 //   parallel                CPU: a loop on torch's threads, in the chosen instruction set
+//   ask_for_large_pages     CPU: for a result that was just allocated, and not yet written
 //   Launch, SEGFUSE_LAUNCH  CUDA and emulated: the device and stream of a tensor, and a launch
 #pragma once
 
@@ -19,6 +23,7 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/macros/Macros.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -31,12 +36,17 @@
 #define SEGFUSE_CUDA_SOURCE 1
 #define SEGFUSE_FUNCTOR inline
 #define SEGFUSE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segfuse_emulated, CPU, m)
+#define SEGFUSE_UNROLL
+#define SEGFUSE_ASSERT(good, text) \
+  if (!(good)) throw std::invalid_argument(text)
 #elif defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define SEGFUSE_BACKEND cuda
 #define SEGFUSE_CUDA_SOURCE 1
 #define SEGFUSE_FUNCTOR __host__ __device__ __forceinline__
 #define SEGFUSE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segfuse, CUDA, m)
+#define SEGFUSE_UNROLL _Pragma("unroll")
+#define SEGFUSE_ASSERT(good, text) CUDA_KERNEL_ASSERT_MSG(good, text)
 #define SEGFUSE_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 #define SEGFUSE_DYNAMIC_SHARED(T, name)                               \
@@ -48,6 +58,8 @@
 #define SEGFUSE_CUDA_SOURCE 0
 #define SEGFUSE_FUNCTOR [[gnu::always_inline]] inline
 #define SEGFUSE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(segfuse, CPU, m)
+#define SEGFUSE_UNROLL
+#define SEGFUSE_ASSERT(good, text)
 #endif
 
 namespace segfuse {
@@ -94,7 +106,13 @@ class Launch {
 
 #endif
 
+inline void ask_for_large_pages(const Tensor&) {}
+
 #else
+
+inline void ask_for_large_pages(const Tensor& fresh) {
+  host::ask_for_large_pages(fresh.const_data_ptr(), fresh.numel() * fresh.element_size());
+}
 
 // Calls body(begin, end) for pieces of [0, n) of at least `grain`, on torch's threads.  The body is
 // inlined, with all that it calls, into a function of each instruction set.

@@ -7,6 +7,8 @@
 // contraction all sets give the same bits.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -67,6 +69,17 @@ inline const bool large_pages = [] {
   const char* set = std::getenv("SEGFUSE_LARGE_PAGES");
   return !set || std::string_view(set) != "0";
 }();
+
+// Page faults of a fresh large result cost more than filling it: ask for large pages, which the
+// system grants where it is set to "madvise" or "always".
+inline void ask_for_large_pages(const void* begin, int64_t bytes) {
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const auto first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const auto last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
+  if (large_pages && first + 4 * page <= last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+}
 
 template <class Body>
 using Run = void (*)(const Body&, int64_t, int64_t);

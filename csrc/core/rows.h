@@ -21,10 +21,9 @@
 //                                             where those elements lie in memory, or nullptr
 #pragma once
 
-#include "core/backend.h"
+#include "core/split.h"
 
 #if !SEGFUSE_CUDA_SOURCE
-#include <sys/mman.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -35,21 +34,6 @@
 #include <type_traits>
 
 namespace segfuse::SEGFUSE_BACKEND {
-
-// Quotient and remainder.  Most counts fit into 32 bits, where a division costs a quarter.
-struct Split {
-  int64_t quotient, remainder;
-};
-SEGFUSE_FUNCTOR constexpr Split split(int64_t n, int64_t by) {
-  if (((n | by) >> 32) == 0) {
-    const auto a = static_cast<uint32_t>(n), b = static_cast<uint32_t>(by);
-    return {a / b, a % b};
-  }
-  return {n / by, n % by};
-}
-static_assert(split((int64_t{1} << 32) - 1, 2).quotient == (int64_t{1} << 31) - 1);
-static_assert(split((int64_t{1} << 32) + 5, 3).remainder == 0);
-static_assert(split(5, (int64_t{1} << 32) + 1).remainder == 5);
 
 // Whether the output was allocated for this call, or is the caller's own.
 enum class Memory { fresh, reused };
@@ -317,17 +301,6 @@ void fill_parts(const std::array<Pieces<F>, n>& parts, int64_t shares) {
   });
 }
 
-// Page faults of a fresh large output cost more than filling it: ask for large pages, which the
-// system grants where it is set to "madvise" or "always".
-inline void ask_for_large_pages(const void* begin, int64_t bytes) {
-  constexpr uintptr_t page = uintptr_t{2} << 20;
-  const auto first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
-  const auto last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
-  if (first + 4 * page <= last) {
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-}
-
 template <class F, size_t... i>
 auto pieces(const std::array<F, sizeof...(i)>& parts, std::index_sequence<i...>) {
   return std::array{Pieces<F>(parts[i])...};
@@ -347,8 +320,7 @@ void for_each_row(const Tensor& out, Memory memory, const std::array<F, n>& part
   bool stream = memory == Memory::reused && bytes > host::streams_from;
   for (const F& f : parts) stream = stream && f.longest() * size >= RowPolicy::streamed;
   stream = stream || host::streams_from < 0;
-  if (memory == Memory::fresh && host::large_pages)
-    ask_for_large_pages(out.const_data_ptr(), bytes);
+  if (memory == Memory::fresh) ask_for_large_pages(out);
   stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
 }
 

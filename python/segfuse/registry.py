@@ -90,6 +90,7 @@ class OpSpec:
     exact: bool = False
     """Bit for bit the reference's result; otherwise measured against float64."""
     takes_out: bool = False
+    differentiable: bool = True
 
     @property
     def name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .confusion_matrix import confusion_matrix
 from .crop_concat import crop_concat
+from .weighted_cross_entropy import weighted_cross_entropy
 
-__all__ = ["crop_concat"]
+__all__ = ["confusion_matrix", "crop_concat", "weighted_cross_entropy"]

@@ -32,6 +32,37 @@ def check_tensor(op: str, argument: str, value: object, *, floating: bool = Fals
         raise TypeError(f"{op}: {argument}: expected {expected}, got {value.dtype}")
 
 
+IDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_ids(op: str, argument: str, value: object) -> None:
+    """TypeError unless a dense tensor of a dtype that class ids may have."""
+    check_tensor(op, argument, value)
+    if isinstance(value, Tensor) and value.dtype not in IDS:
+        expected = "uint8, int8, int16, int32 or int64"
+        raise TypeError(f"{op}: {argument}: expected {expected}, got {value.dtype}")
+
+
+def check_classes(
+    op: str, argument: str, ids: Tensor, *, classes: int, target: Tensor, ignore_index: int | None
+) -> None:
+    """ValueError for the first id that is no class, where ``target`` is not ignored.
+
+    Waits for the GPU.
+    """
+    bad = (ids < 0) | (ids.long() >= classes)
+    if ignore_index is not None:
+        bad &= target.long() != ignore_index
+    if ids.is_meta or not bad.any():
+        return
+    first = tuple(bad.nonzero()[0].tolist())
+    ignored = (
+        f" or ignore_index {ignore_index}" if ids is target and ignore_index is not None else ""
+    )
+    expected = f"class ids 0 to {classes - 1}{ignored}"
+    raise wrong(op, argument, expected, f"{ids[first].item()} at {first}")
+
+
 def check_alike(
     op: str, leading: str, lead: Tensor, argument: str, tensor: Tensor, *, promotes: bool = False
 ) -> None:

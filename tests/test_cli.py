@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
-
-from segfuse import cli, demo, info
+import torch
 
 testing = pytest.importorskip("typer.testing")
+for package in ("imagecodecs", "lightning", "matplotlib", "safetensors", "skimage", "tifffile"):
+    pytest.importorskip(package, reason="needs segfuse[cli]")
+
+from segfuse import cli, demo, info, terminal, train_command, training  # noqa: E402
+from segfuse.data import Normalisation, image_header, read_labels, write_labels  # noqa: E402
+from segfuse.models import MODELS  # noqa: E402
+from segfuse.solvers import SOLVERS  # noqa: E402
+
+COMMANDS = ("train", "predict", "evaluate", "inspect", "info", "demo")
 needs_demo = pytest.mark.skipif(
     any(demo.find_spec(name) is None for name in demo.PACKAGES), reason="needs segfuse[demo]"
 )
@@ -24,17 +37,39 @@ def segfuse(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_help() -> None:
-    code, out, _ = segfuse("--help")
+def refused(code: int, *arguments: str | Path) -> str:
+    """The one line that a command answers with, instead of anything else."""
+    got, out, err = segfuse(*map(str, arguments))
+    assert got == code, err
+    assert not out
+    assert err.startswith("segfuse: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help(arguments: tuple[str, ...]) -> None:
+    code, out, _ = segfuse(*arguments)
     assert code == 0
-    assert "info" in out
-    assert "demo" in out
+    for command in COMMANDS:
+        assert command in out
 
     code, out, _ = segfuse("demo", "--help")
     assert code == 0
     assert "segfuse[demo]" in out
     for option in ("--output", "-o", "--seed", "--steps", "--time", "--threads", "--overwrite"):
         assert option in out
+
+
+def test_version() -> None:
+    assert segfuse("--version") == (0, f"{info.version('segfuse')}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command: str) -> None:
+    code, out, _ = segfuse(command, "--help")
+    assert code == 0
+    assert "--help" in out
 
 
 def test_info_is_plain_lines_without_a_terminal() -> None:
@@ -92,7 +127,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = segfuse("demo", "--steps", "1000", "--time", "1")
     assert code == 0
-    assert not err
+    assert "segfuse: " not in err
     assert "The time was up after" in out
     assert "of 1000 steps" in out
     assert "0.767" in out  # Otsu's foreground IU
@@ -123,3 +158,280 @@ def test_module_is_the_command() -> None:
         check=True,
     )
     assert "torch: " in run.stdout
+
+
+# Usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_options_get_one_line(command: str) -> None:
+    assert "--nonsense" in refused(2, command, "--nonsense")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing --images, --labels, --output, or --resume"),
+        (["train", "--images", "x", "-o", "y"], "Missing --labels, or --resume"),
+        (["train", "--steps"], "--steps"),
+        (["train", "--steps", "0"], "--steps"),
+        (["train", "--kind", "colours"], "'classes', 'binary', 'instances'"),
+        (["train", "--validation", "1"], "--validation"),
+        (["train", "--class-names", "a,a"], "--class-names"),
+        (["train", "--resume", "x", "--steps", "3"], "--resume: goes alone"),
+        (["train", "--resume", "x", "--class-names", "a,b"], "got --class-names too"),
+        (["predict"], "Missing argument"),
+        (["predict", "run"], "Missing argument"),
+        (["predict", "run", "images"], "--output"),
+        (["evaluate", "a"], "Missing argument"),
+        (["evaluate", "a", "b", "c"], "unexpected extra argument"),
+        (["evaluate", "a", "b", "--classes", "256"], "--classes"),
+        (["inspect"], "--images"),
+        (["info", "more"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_gets_one_line(arguments: list[str], text: str) -> None:
+    assert text in refused(2, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("300s", 300), ("5m", 300), ("1h", 3600), ("1.5h", 5400), (".5m", 30)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert terminal.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1d", "5 m", "nan", "inf", "1e3", "9999999h", "h"])
+def test_what_is_no_duration(text: str) -> None:
+    assert "expected a duration like 90, 300s" in refused(2, "train", f"--time={text}")
+
+
+def test_class_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("sky\npotted plant\n\n")
+    assert terminal.class_names("a, b,c") == ["a", "b", "c"]
+    assert terminal.class_names(str(tmp_path / "names.txt")) == ["sky", "potted plant"]
+    assert terminal.class_names(None) is None
+
+
+def test_train_takes_what_fit_takes() -> None:
+    ours, theirs = (
+        dict(inspect.signature(function).parameters)
+        for function in (train_command.train, training.fit)
+    )
+    ours["names"] = ours.pop("class_names")
+    assert set(ours) - {"ctx", "resume"} == set(theirs) - {"progress"}
+    for name in set(ours) & set(theirs) - {"images", "labels", "output"}:
+        assert ours[name].default == theirs[name].default, name
+    hints = get_type_hints(train_command.train)
+    assert get_args(hints["solver"]) == tuple(SOLVERS)
+    assert get_args(hints["model"]) == tuple(MODELS)
+    assert hints["normalise"] == get_type_hints(Normalisation)["method"]
+
+
+# From images to figures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `images` and `labels`: six pictures of bright squares."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for i in range(6):
+        mask = np.kron(random.integers(0, 2, (3, 4)), np.ones((12, 12))).astype(np.uint8)
+        image = (100 * mask + random.integers(0, 100, mask.shape)).astype(np.uint8)
+        write_labels(folder / f"images/{i}.png", image[None])
+        write_labels(folder / f"labels/{i}.png", 255 * mask[None])
+    return folder
+
+
+def train(data: Path, output: Path, *options: str | Path) -> tuple[str | Path, ...]:
+    small = [
+        "--steps=2",
+        "--base=2",
+        "--depth=1",
+        "--batch=1",
+        "--patch=16",
+        "--threads=1",
+        "--device=cpu",
+    ]
+    folders = ("--images", data / "images", "--labels", data / "labels", "-o", output)
+    return ("train", *folders, *small, *options)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> tuple[Path, str]:
+    """A run folder, and what was printed as it was made."""
+    code, out, err = segfuse(*map(str, train(data, data / "run", "--split", "block")))
+    assert code == 0, err
+    return data / "run", out
+
+
+def test_train(trained: tuple[Path, str]) -> None:
+    run, out = trained
+    for text in (
+        "images: 6 files",
+        "36 x 48",
+        "coding: binary, 2 classes",
+        "pages: 5 to train on, 1 held out for validation",
+        "model: unet,",
+        "parameters; base 2, depth 1",
+        "training: modern, 2 steps, 1 patches a step, learning rate 0.003, precision",
+        "2 steps in",
+        "validation, best at step",
+        f"run folder {run}: checkpoints",
+    ):
+        assert text in out
+    foreground = re.search(r"foreground: ([\d.]+)%", out)
+    assert foreground is not None
+    shares = [read_labels(file).astype(bool).mean() for file in (run.parent / "labels").iterdir()]
+    assert float(foreground[1]) == pytest.approx(100 * np.mean(shares), abs=0.01)
+    assert (run / "model.safetensors").exists()
+
+
+def test_predict_and_evaluate(trained: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = trained
+    images, out = run.parent / "images", tmp_path / "out"
+    predict = ("predict", str(run), str(images), "-o", str(out), "--probabilities", "--threads=1")
+    code, said, _ = segfuse(*predict)
+    assert code == 0
+    assert f"12 files written to {out}" in said
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert len(before) == 12
+    assert "0.png exists" in refused(1, *predict)
+    for file in out.glob("*_probabilities.tif"):
+        assert image_header(file)[1:4] == (2, 36, 48)  # which `evaluate` leaves aside
+
+    files = "--json", str(tmp_path / "all.json"), "--picture", str(tmp_path / "matrix.png")
+    evaluate = ("evaluate", str(out), str(run.parent / "labels"), *files)
+    code, said, _ = segfuse(*evaluate, "--class-names", "[dark],bright")
+    assert code == 0
+    assert f"6 pictures, {6 * 36 * 48:,} pixels that count, 0 that do not" in said
+    assert "labels read as binary, predictions as binary" in said
+    rows = [line.split() for line in said.splitlines()]
+    assert ["class", "pixels", "IU", "accuracy"] in rows
+    figures = json.loads((tmp_path / "all.json").read_text())
+    assert ["mean", "IU", f"{figures['mean_iu']:.4f}"] in rows
+    assert "[dark]" in {row[0] for row in rows}
+    assert [figures["files"][0]["name"], *(f"{figures['files'][0][k]:.4f}" for k in
+            ("mean_iu", "pixel_accuracy"))] in rows  # fmt: skip
+    assert (tmp_path / "matrix.png").stat().st_size > 5000
+
+    assert "all.json exists" in refused(1, *evaluate)
+    assert segfuse(*evaluate, "--overwrite")[0] == 0
+
+
+def test_resume_of_a_finished_run_leaves_it_alone(trained: tuple[Path, str]) -> None:
+    before = {file: file.read_bytes() for file in trained[0].rglob("*") if file.is_file()}
+    code, out, _ = segfuse("train", "--resume", str(trained[0]))
+    assert code == 0
+    assert "2 steps in" in out
+    assert before == {file: file.read_bytes() for file in trained[0].rglob("*") if file.is_file()}
+
+
+def test_inspect(data: Path, tmp_path: Path) -> None:
+    folders = "--images", str(data / "images"), "--labels", str(data / "labels")
+    code, out, err = segfuse("inspect", *folders, "--everything")
+    assert (code, err) == (0, "")
+    assert "coding: binary, 2 classes" in out
+    assert "problem" not in out
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    code, out, err = segfuse("inspect", "--images", str(tmp_path))
+    assert (code, err) == (1, "")
+    assert re.search(r"^problem: .*0\.png", out, re.MULTILINE)
+
+
+def test_tables_on_a_terminal(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(terminal, "is_terminal", lambda: True)
+    (tmp_path / "copy").mkdir()
+    for file in (data / "labels").iterdir():
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    arguments = str(data / "labels"), str(tmp_path / "copy"), "--class-names", "[b],[red]"
+    code, out, _ = segfuse("evaluate", *arguments)
+    assert code == 0
+    assert "[red]" in out
+    assert "1.0000" in out
+
+
+# What goes wrong
+
+
+def test_bad_data_gets_one_line_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    empty.mkdir()
+    images, labels = data / "images", data / "labels"
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    for file in labels.iterdir():
+        write_labels(narrow / file.name, read_labels(file)[..., 1:])
+
+    def trains(images: Path, labels: Path, *more: str) -> tuple[str | Path, ...]:
+        return ("train", "--images", images, "--labels", labels, "-o", run, *more)
+
+    for arguments, text in [
+        (trains(empty, labels), str(empty)),
+        (trains(images, tmp_path / "gone"), "gone"),
+        (trains(images, narrow), "36 x 47"),
+        (trains(images, labels, "--split", "list.txt"), "list.txt"),
+        (trains(images, labels, "--device", "tpu"), "tpu"),
+        (trains(images, labels, "--up", "unpool", "--padding", "valid"), "padding"),
+        (("train", "--resume", empty), "is not a run folder"),
+        (("predict", empty, images, "-o", run), "is not a run folder"),
+        (("evaluate", labels, narrow, "--json", run), "36 x 47"),
+        (("evaluate", labels, narrow, "--picture", run / "a.gif"), "a.gif"),
+        (("evaluate", labels, narrow, "--json", run / "a.json"), "is no folder"),
+        (("evaluate", labels, empty), str(empty)),
+        (("inspect", "--images", empty), str(empty)),
+    ]:
+        assert text in refused(1, *arguments)
+        assert not run.exists()
+
+
+def test_train_leaves_other_files_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "thesis.txt" in refused(1, *train(data, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), 1, "out of memory"),
+        (ModuleNotFoundError("No module", name="lightning.x"), 1, "pip install 'segfuse[cli]'"),
+    ],
+)
+def test_what_stops_a_training(
+    *,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    text: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/config.toml").touch()
+        raise error
+
+    monkeypatch.setattr(training, "fit", fail)
+    got, _, err = segfuse(*map(str, train(data, tmp_path / "run")))
+    assert got == code
+    assert text in err
+    assert len(err.splitlines()) == 1
+    assert ("--resume" in err) == (code == 130)
+
+
+def test_bugs_are_not_hidden(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(training, "fit", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        segfuse(*map(str, train(data, tmp_path / "run")))

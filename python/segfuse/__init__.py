@@ -1,16 +1,60 @@
 """Fused operators for dense prediction in PyTorch, and the networks that they were made for.
 
-``segfuse.ops`` holds the operators, ``segfuse.models`` the networks.  Importing registers
-``torch.ops.segfuse``; it needs torch and NumPy alone.
+``segfuse.ops`` holds the operators, ``segfuse.nn`` modules over them, ``segfuse.models`` the
+networks.  Importing registers ``torch.ops.segfuse``; it needs torch and NumPy alone.
+
+``fit``, ``resume``, ``predict``, ``predict_files``, ``evaluate`` and ``inspect`` are the program,
+as functions; what they need (``pip install 'segfuse[cli]'``) is imported when they are first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from . import _library, models, ops
+from . import _library, models, nn, ops
 
-__all__ = ["__version__", "models", "ops"]
+if TYPE_CHECKING:
+    from .data import inspect
+    from .evaluation import evaluate
+    from .prediction import predict, predict_files
+    from .run import Run
+    from .training import fit, resume
+
+__all__ = [
+    "Run",
+    "__version__",
+    "evaluate",
+    "fit",
+    "inspect",
+    "models",
+    "nn",
+    "ops",
+    "predict",
+    "predict_files",
+    "resume",
+]
 __version__ = version("segfuse")
 
 del _library
+
+_LAZY = {
+    "Run": "run",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "inspect": "data",
+    "predict": "prediction",
+    "predict_files": "prediction",
+    "resume": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'segfuse' has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,9 +15,7 @@ held-out part itself, and calling every pixel background.
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,18 +24,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .devices import threads as use_threads
+from .errors import UserError
+from .files import whole
 from .models import UNet
+from .prediction import predict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 __all__ = ["DemoError", "Result", "Score", "run"]
 
 OVERLAY, PREDICTION, WEIGHTS = FILES = ("overlay.png", "prediction.tif", "weights.pt")
 MARKER = ".segfuse-demo"  # in a directory: the demo's files there are the demo's own
-PACKAGES = ("stardist", "lightning", "matplotlib", "skimage", "tifffile")
+PACKAGES = (
+    "stardist",
+    "imagecodecs",
+    "lightning",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "safetensors",
+    "skimage",
+    "tifffile",
+    "tomli_w",
+)
 
 TRAINING = np.s_[0:512, 0:256]
 HELD_OUT = np.s_[0:512, 256:512]
@@ -51,6 +62,8 @@ ARCHITECTURE: dict[str, Any] = {
 }
 PATCH = 92  # pixels a side that one training patch labels; the network sees `margin` more
 BATCH = 4
+RATE = 4e-3
+GAIN, SHIFT = 0.4, 0.06  # of grey values, see `data.patches.Patches`
 STEPS = 200
 SECONDS = 100.0
 DAY = 86400.0
@@ -58,7 +71,7 @@ MOST_STEPS = 1_000_000
 MOST_THREADS = 1024
 
 
-class DemoError(Exception):
+class DemoError(UserError):
     """The demo cannot run as things are; the text says in one line why, and what to do."""
 
 
@@ -122,7 +135,8 @@ def run(
         output: directory for the files; made if missing.
         seed: of the initial weights, the patches and the dropout; 0 to 2**63 - 1.
         steps: training steps, of four patches each; 1 to a million.
-        seconds: training stops at the first step that ends later than this; above 0, at most a day.
+        seconds: after which training stops, the learning rate having come down; above 0, at most a
+            day. One step is taken in any case.
         threads: CPU threads, 1 to 1024; None leaves torch's setting.
         overwrite: write into `output` even if it holds files that no demo wrote; they stay, unless
             named as the demo's.
@@ -130,7 +144,8 @@ def run(
 
     Raises:
         ValueError: an argument out of its range.
-        DemoError: a package is missing, or `output` holds other files or cannot be written to.
+        UserError: a package is missing (`DemoError`), or `output` holds other files or cannot be
+            written to.
     """
     threads_fit = threads is None or 1 <= threads <= MOST_THREADS
     for name, value, expected, good in [
@@ -150,41 +165,38 @@ def run(
     import tifffile
     from skimage.filters import threshold_otsu
 
-    from .training import RandomPatches, fit
+    from .data.normalise import Normalisation
 
     image, truth = _load()
-    low, high = np.percentile(image[TRAINING], [1, 99.8])
-    normalised = (image - low) / (high - low)
-    with _repeatable(seed, threads):
+    normalisation = Normalisation(scope="set").fit([image[TRAINING][None]])
+    normalised = normalisation(image[None])  # (1, H, W)
+    with use_threads(threads), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model = UNet(**ARCHITECTURE)
-        patches = RandomPatches(
-            normalised[TRAINING],
+        taken = _train(
+            model,
+            normalised[(slice(None), *TRAINING)],
             truth[TRAINING],
-            size=PATCH,
-            margin=model.margin,
-            count=steps * BATCH,
+            steps=steps,
+            seconds=seconds,
             seed=seed,
+            progress=progress,
         )
-        taken = fit(model, patches, batch=BATCH, seconds=seconds, progress=progress)
-        predicted = _predict(model, normalised[HELD_OUT])
+        predicted = _predict(model, normalised[(slice(None), *HELD_OUT)])
 
     image_held_out, truth_held_out = image[HELD_OUT], truth[HELD_OUT]
     threshold = float(threshold_otsu(image_held_out))  # type: ignore[no-untyped-call]
     bright = image_held_out > threshold
     unet, otsu = _score(predicted, truth_held_out), _score(bright, truth_held_out)
 
-    with _whole(output / WEIGHTS) as path:
-        torch.save(
-            {
-                "architecture": ARCHITECTURE,
-                "state_dict": model.state_dict(),
-                "grey_range": (float(low), float(high)),
-            },
-            path,
-        )
-    with _whole(output / OVERLAY) as path:
+    (low,), (extent,) = normalisation.offset or (0.0,), normalisation.scale or (1.0,)
+    with whole(output / WEIGHTS) as path, path.open("wb") as file:
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        saved = {"architecture": ARCHITECTURE, "state_dict": state}
+        torch.save({**saved, "grey_range": (low, low + extent)}, file)
+    with whole(output / OVERLAY) as path:
         _draw(path, image, truth_held_out, {"U-Net": (predicted, unet), "Otsu": (bright, otsu)})
-    with _whole(output / PREDICTION) as path:
+    with whole(output / PREDICTION) as path:
         tifffile.imwrite(path, np.uint8(255) * predicted)
     return Result(
         unet=unet,
@@ -229,38 +241,57 @@ def _load() -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     raise DemoError("the installed stardist package lacks its image: pip install 'segfuse[demo]'")
 
 
-@contextmanager
-def _repeatable(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed torch's CPU generator and set its threads; put both back afterwards."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+def _train(
+    model: UNet,
+    image: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    *,
+    steps: int,
+    seconds: float,
+    seed: int,
+    progress: bool,
+) -> int:
+    """Train on an image (1, H, W) and its truth (H, W); return the steps taken."""
+    from .course import Budget, Course
+    from .data.patches import Patches, Picture
+    from .loop import learn
+    from .nn import WeightedCrossEntropy
+    from .solvers import SOLVERS
+
+    patches = Patches(
+        [Picture(image, truth.astype(np.uint8))],
+        size=PATCH,
+        margin=model.margin,
+        seed=seed,
+        gain=GAIN,
+        shift=SHIFT,
+    )
+    solver = SOLVERS["modern"]
+    course = Course(Budget(steps, seconds), rate=RATE, schedule=solver.schedule, seed=seed)
+    return learn(
+        model,
+        patches,
+        WeightedCrossEntropy(),
+        course,
+        batch=BATCH,
+        solver=solver,
+        device=torch.device("cpu"),
+        progress=progress,
+    )
 
 
-@torch.inference_mode()
-def _predict(model: UNet, image: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Predict the foreground (H, W) of an image (H, W), mirrored at its border."""
-    height, width = image.shape
-    border = [
-        (model.margin, model.nearest_sizes(size + 2 * model.margin)[1] - size - model.margin)
-        for size in image.shape
-    ]
-    mirrored = torch.from_numpy(np.pad(image.astype(np.float32), border, mode="reflect"))
-    logits = model.eval()(mirrored[None, None])  # (1, 2, >= H, >= W)
-    foreground: NDArray[np.bool_] = (logits[0].argmax(0)[:height, :width] == 1).numpy()
-    return foreground
+def _predict(model: UNet, image: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Predict the foreground (H, W) of a normalised image (1, H, W), mirrored at its border."""
+    return np.asarray(predict(model, torch.from_numpy(image)) == 1)
 
 
 def _score(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Score:
-    return Score(
-        accuracy=float(np.mean(prediction == truth)),
-        iu=float(np.sum(prediction & truth) / np.sum(prediction | truth)),
-    )
+    from .metrics import ConfusionMatrix
+
+    matrix = ConfusionMatrix(2, ignore_index=None)
+    matrix.update(*(torch.from_numpy(mask.astype(np.uint8))[None] for mask in (prediction, truth)))
+    scores = matrix.scores()
+    return Score(accuracy=scores.pixel_accuracy, iu=scores.iu[1])
 
 
 def _draw(
@@ -280,16 +311,3 @@ def _draw(
         "judged on the right; square root of the grey values shown"
     )
     comparison(image, HELD_OUT, truth, panels, title=title).savefig(path, dpi=200)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Lend a temporary name that becomes `path` once its file is whole."""
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DemoError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

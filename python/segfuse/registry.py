@@ -106,8 +106,8 @@ class Benchmark:
     """
 
     name: str
-    """Ends in the memory condition: "out=" where memory is reused, "fresh" where each call
-    allocates its result."""
+    """Ends in the memory condition: "out=", the caller's memory; "reused", a result in memory that
+    an earlier one returned; "fresh", in memory that the system has just given."""
     ours: Callable[[], Any]
     peer: Callable[[], Any]
     bytes_moved: int | None

@@ -1,10 +1,14 @@
 """Pictures of a segmentation beside its truth, for people to judge.
 
-Colours are of Okabe and Ito's palette, told apart by colour-blind readers too.
+Colours are of Okabe and Ito's palette, told apart by colour-blind readers too. Every figure is one
+of its own, unknown to pyplot; save it with ``savefig``.
 """
+# ruff: noqa: PLR2004, sizes, shades and counts of a drawing
 
 from __future__ import annotations
 
+import csv
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +18,37 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["comparison", "error_overlay", "visible"]
+__all__ = [
+    "class_colours",
+    "comparison",
+    "confusion_picture",
+    "curves",
+    "error_overlay",
+    "overlays",
+    "visible",
+]
 
 TRUTH = "#F0E442"  # yellow
 PREDICTION = "#D55E00"  # vermillion
 FALSE_POSITIVE = "#E69F00"  # orange
 FALSE_NEGATIVE = "#56B4E9"  # sky blue
 
-GAMMA = 0.5
+OKABE_ITO = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+VOID = 255  # in targets: pixels that do not count
+VOID_COLOUR = "0.75"
+WRONG = "#FF2020"  # on grey; classes have colours of their own
+
 SCALE_BAR = 50  # pixels
+LETTER = 0.62 / 72  # inches that a letter is wide, for a point of size
+MOST_PIXELS = 1024  # along a side of a picture in `overlays`
 
 
 def visible(image: NDArray[Any]) -> NDArray[np.float32]:
@@ -39,9 +60,13 @@ def visible(image: NDArray[Any]) -> NDArray[np.float32]:
     Returns:
         (H, W) float32 in 0 to 1; all zero where the image is flat.
     """
+    return np.sqrt(_stretched(image))
+
+
+def _stretched(image: NDArray[Any]) -> NDArray[np.float32]:
     low, high = np.percentile(image, [1, 99.8])
-    stretched = np.clip((image - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
-    return np.asarray(stretched**GAMMA, dtype=np.float32)
+    stretched = (image - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.asarray(np.clip(stretched, 0, 1), dtype=np.float32)
 
 
 def error_overlay(
@@ -79,9 +104,6 @@ def comparison(
         truth: of the held-out part's size, True in the foreground.
         predictions: panel titles and masks of truth's size; the first is outlined beside truth.
         title: of the whole figure.
-
-    Returns:
-        A figure of its own, unknown to pyplot; save it with ``savefig``.
     """
     grey = visible(image)
     part = grey[held_out]
@@ -147,3 +169,232 @@ def _show(axes: Axes, picture: NDArray[np.float32], title: str) -> None:
 def _outline(axes: Axes, mask: NDArray[np.bool_], colour: str, width: float) -> None:
     if mask.any() and not mask.all():  # else there is no outline, and matplotlib warns
         axes.contour(mask, levels=[0.5], colors=colour, linewidths=width)
+
+
+def class_colours(classes: int, palette: Sequence[int] | None = None) -> NDArray[np.float32]:
+    """Choose a colour for each class id: the palette's, else Okabe and Ito's eight, then others.
+
+    Args:
+        classes: number of them.
+        palette: red, green and blue of ids 0, 1, ..., each 0 to 255, as palette PNGs hold them.
+
+    Returns:
+        (classes + 1, 3) in 0 to 1; the last is the colour of void.
+    """
+    if palette is not None:
+        table = np.zeros((VOID + 1, 3), np.float32)
+        table.reshape(-1)[: len(palette)] = np.asarray(palette[: table.size]) / 255
+        return np.concatenate([table[:classes], table[VOID:]])
+    chosen = np.array([to_rgb(colour) for colour in (*OKABE_ITO, VOID_COLOUR)])
+    grid = np.stack(np.meshgrid(*[np.linspace(0.1, 1, 8)] * 3), -1).reshape(-1, 3)
+    while len(chosen) <= classes:  # the colour farthest from all before; void's is among them
+        nearest = np.linalg.norm(grid[:, None] - chosen, axis=-1).min(1)
+        chosen = np.insert(chosen, -1, grid[nearest.argmax()], axis=0)
+    return np.concatenate([chosen[:classes], chosen[-1:]]).astype(np.float32)
+
+
+def overlays(
+    items: Sequence[tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]]],
+    names: Sequence[str],
+    *,
+    palette: Sequence[int] | None = None,
+) -> Figure:
+    """Draw a row for each picture: image, truth, prediction, and where they differ.
+
+    With two classes errors are told apart as in `error_overlay`. Large pictures are thinned out.
+
+    Args:
+        items: name, image, truth and prediction of each picture: image (C, H, W) or (H, W), any
+            real dtype, three channels being red, green and blue; truth and prediction (H, W) class
+            ids, 255 in the truth where pixels do not count. At least one.
+        names: of the classes.
+        palette: see `class_colours`.
+    """
+    colours = class_colours(len(names), palette)
+    present = sorted({int(i) for *_, t, p in items for i in (*np.unique(t), *np.unique(p))})
+    labels = [names[i] if i < len(names) else "not counted" for i in present]
+    classes = [
+        Patch(facecolor=colours[min(i, len(names))], edgecolor="0.5", label=label)
+        for i, label in zip(present, labels, strict=True)
+    ]
+    kinds = {"wrong class": WRONG}
+    if len(names) == 2:
+        kinds = {"false positive": FALSE_POSITIVE, "false negative": FALSE_NEGATIVE}
+    errors = [Patch(color=colour, label=kind) for kind, colour in kinds.items()]
+
+    side, gap, above, line = 3.0, 0.12, 0.3, 0.22  # inches; `line`: of a legend
+    columns = max(1, int(3 * side / (0.75 + 0.085 * max(map(len, labels)))))
+    below = 0.1 + line * max(-(-len(classes) // columns), len(errors))
+    heights = [float(np.clip(side * t.shape[0] / t.shape[1], 0.3, 2 * side)) for *_, t, _ in items]
+    size = 4 * (side + gap) + gap, sum(heights) + (above + gap) * len(items) + below
+    figure = Figure(figsize=size)
+    top = size[1]
+    for item, height in zip(items, heights, strict=True):
+        top -= above + height
+        for i, (title, picture) in enumerate(_panels(item, colours)):
+            box = np.divide((gap + i * (side + gap), top, side, height), size * 2)
+            axes = figure.add_axes(tuple(box))
+            axes.imshow(picture)
+            axes.set_title(_short(title, 40), fontsize=9, pad=3)
+            axes.set_axis_off()
+        top -= gap
+    for handles, left in [(classes, gap), (errors, gap + 3 * (side + gap))]:
+        figure.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(left / size[0], (below - 0.05) / size[1]),
+            ncols=min(columns, len(classes)) if handles is classes else 1,
+            fontsize=9,
+            frameon=False,
+            borderpad=0,
+            borderaxespad=0,
+        )
+    return figure
+
+
+def _panels(
+    item: tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]], colours: NDArray[np.float32]
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """Make the titles and pictures (h, w, 3) of a row of `overlays`."""
+    name, image, truth, prediction = item
+    step = -(-max(truth.shape) // MOST_PIXELS)
+    counted = truth != VOID
+    fraction = ((prediction != truth) & counted).sum() / max(counted.sum(), 1)
+    image, truth, prediction = (a[..., ::step, ::step] for a in (image, truth, prediction))
+    wrong = _errors(image, truth, prediction, len(colours) - 1)
+    return [
+        (name, _photograph(image)),
+        ("truth", _painted(truth, colours)),
+        ("prediction", _painted(prediction, colours)),
+        (f"errors: {fraction:.1%} of the pixels", wrong),
+    ]
+
+
+def _photograph(image: NDArray[Any]) -> NDArray[np.float32]:
+    """Show (C, H, W) or (H, W) as (H, W, 3): in colour if C is 3, else grey, brightened if dark."""
+    if image.ndim == 3 and len(image) == 3:
+        plain = image.dtype == np.uint8
+        colours = (image / 255).astype(np.float32) if plain else _stretched(image)
+        return colours.transpose(1, 2, 0)
+    grey = _stretched(image.mean(0) if image.ndim == 3 else image)
+    if np.median(grey) < 0.15:
+        grey = np.sqrt(grey)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _painted(labels: NDArray[Any], colours: NDArray[np.float32]) -> NDArray[np.float32]:
+    painted: NDArray[np.float32] = colours[np.minimum(labels, len(colours) - 1)]
+    return painted
+
+
+def _errors(
+    image: NDArray[Any], truth: NDArray[Any], prediction: NDArray[Any], classes: int
+) -> NDArray[np.float32]:
+    """Paint what is wrong, and what does not count, over the image in grey."""
+    grey = _photograph(image).mean(-1)
+    if classes == 2:
+        picture = error_overlay(grey, truth == 1, prediction == 1)
+    else:
+        picture = np.repeat(grey[..., None], 3, axis=-1)
+        picture[prediction != truth] = to_rgb(WRONG)
+    picture[truth == VOID] = to_rgb(VOID_COLOUR)
+    return picture
+
+
+def curves(metrics: Path) -> Figure:
+    """Draw what a training run logged: losses, validation figures and learning rate by step.
+
+    Args:
+        metrics: a CSV file with the column "step" and any others of numbers; cells may be empty.
+            "seconds" is told on the axis; columns with "loss" in their names share a panel, as do
+            all others but "learning_rate".
+    """
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {
+        name: np.array([(float(row["step"]), float(row[name])) for row in rows if row[name]])
+        for name in (rows[0] if rows else ())
+    }
+    columns = {name: values for name, values in columns.items() if len(values)}
+    seconds = columns.pop("seconds", np.zeros((1, 2)))[-1, 1]
+    columns.pop("step", None)
+    losses = [name for name in columns if "loss" in name]
+    figures = [name for name in columns if name not in (*losses, "learning_rate")]
+    panels = {"loss": losses, "validation": figures, "learning rate": ["learning_rate"]}
+    panels = {title: names for title, names in panels.items() if any(n in columns for n in names)}
+    figure = Figure(figsize=(8, 1 + 2 * max(len(panels), 1)), layout="constrained")
+    shared = figure.subplots(max(len(panels), 1), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, names) in zip(shared, panels.items(), strict=False):
+        for name, colour in zip(names, class_colours(len(names) + 1)[1:], strict=False):
+            label = name if title == "loss" else name.removeprefix("validation_")
+            _curve(axes, columns[name], label.replace("_", " ").replace(" iu", " IU"), colour)
+        axes.set_ylabel(title)
+        axes.grid(color="0.9")
+        if len(names) > 1 or title == "validation":
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+    shared[-1].set_xlabel(f"step ({seconds:.0f} s in all)" if seconds else "step")
+    return figure
+
+
+def _curve(
+    axes: Axes, values: NDArray[np.floating], name: str, colour: NDArray[np.float32]
+) -> None:
+    """Plot (n, 2) steps and values; many are drawn thin, with their running mean over them."""
+    few = len(values) <= 100 or name == "learning rate"
+    style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(values) <= 30 else {}
+    axes.plot(*values.T, color=colour, alpha=1 if few else 0.3, label=name, **style)
+    if not few:
+        window = len(values) // 25
+        kernel = np.full(window, 1 / window)
+        mean = [np.convolve(column, kernel, mode="valid") for column in values.T]
+        axes.plot(*mean, color=colour, linewidth=2, label=f"{name}, mean of {window}")
+
+
+def confusion_picture(matrix: Any, names: Sequence[str]) -> Figure:
+    """Draw a confusion matrix: of each class's pixels, the percentage predicted as each class.
+
+    Numbers stand where they can be read: counts to about 12 classes, percentages to about 30.
+
+    Args:
+        matrix: (K, K) counts, rows = target; an array or a CPU tensor.
+        names: K names.
+    """
+    counts = np.asarray(matrix, dtype=np.float64)
+    classes, total = len(counts), counts.sum(1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    cell = float(np.interp(classes, [6, 12, 21, 40], [0.95, 0.72, 0.42, 0.22]))  # inches
+    cell = min(cell, 10 / classes)
+    labels = [_short(name, 24) for name in names]
+    font, longest = float(np.clip(22 * cell, 4.5, 10)), max(map(len, labels))  # in points; letters
+    side = max(classes * cell, 2.2) + 0.6 + longest * font * LETTER
+    figure = Figure(figsize=(side, side + 0.3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    every = np.s_[:: math.ceil(font / 60 / cell)]
+    rotation = "vertical" if longest * font * LETTER > 0.9 * cell else "horizontal"
+    axes.set_xticks(range(classes)[every], labels[every], fontsize=font, rotation=rotation)
+    axes.set_yticks(range(classes)[every], labels[every], fontsize=font)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title("% of the pixels of each true class", fontsize=10)
+
+    widest = len(f"{counts.max(initial=0):,.0f}")
+    small = min(9.0, 0.9 * cell / LETTER / widest)
+    with_counts = small > 4.5 and cell > 0.6
+    for (i, j), count in np.ndenumerate(counts) if cell > 0.3 else ():
+        text = f"{share[i, j]:.1%}\n{count:,.0f}" if with_counts else f"{100 * share[i, j]:.0f}"
+        colour = "0.6" if not count else "white" if share[i, j] > 0.6 else "black"
+        axes.text(
+            j,
+            i,
+            text if total[i] else "",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=small if with_counts else 0.85 * font,
+        )
+    return figure
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

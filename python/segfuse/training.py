@@ -1,209 +1,309 @@
-"""Training: a LightningModule for segmentation, patches to learn from, and the loop."""
+"""Training from image and label files to a run folder, and going on with one that was stopped."""
 
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
 
-import lightning
-import numpy as np
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from . import pictures
+from . import run as folder
+from .course import Budget, Course, Validation
+from .data.labels import detect
+from .data.normalise import Method, Normalisation
+from .data.pairs import pair
+from .data.pairs import split as split_pairs
+from .data.patches import Patches, Picture
+from .devices import check_precision, choose
+from .devices import threads as use_threads
+from .errors import UserError
+from .files import whole
+from .loop import learn
+from .nn import WeightedCrossEntropy
+from .options import Options, fill, fit_together
+from .prediction import predict
+from .run import Run
+from .solvers import SOLVERS
 
-    from numpy.typing import NDArray
+__all__ = ["fit", "resume"]
 
-__all__ = ["RandomPatches", "Segmentation", "fit"]
-
-
-class RandomPatches(Dataset[tuple[Tensor, Tensor]]):
-    """Patches of one image at random places, turned, flipped and changed in brightness.
-
-    A patch is turned by a multiple of 90 degrees, flipped or not, its grey values multiplied by
-    exp(0.4 z) and shifted by 0.06 z', with z and z' standard normal. Patch i is a function of
-    (seed, i) alone, in whichever order or process the patches are drawn.
-
-    Args:
-        image: (H, W), normalised to about 0 to 1.
-        target: (H, W), class ids; False and True count as 0 and 1.
-        size: side of the target patch in pixels, at most H and W.
-        margin: pixels a side by which the image patch reaches beyond the target patch; at the
-            image's border it is mirrored there.
-        count: number of patches.
-        seed: a non-negative integer.
-
-    Items:
-        image (1, size + 2 margin, size + 2 margin) float32, target (size, size) int64.
-    """
-
-    def __init__(
-        self,
-        image: NDArray[np.floating],
-        target: NDArray[Any],
-        *,
-        size: int,
-        margin: int,
-        count: int,
-        seed: int,
-    ) -> None:
-        self.image = np.pad(image.astype(np.float32), margin, mode="reflect")
-        self.target = target.astype(np.int64)
-        self.size = size
-        self.margin = margin
-        self.count = count
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        random = np.random.default_rng((self.seed, index))
-        top, left = random.integers(0, np.array(self.target.shape) - self.size + 1)
-        wide = self.size + 2 * self.margin
-        image = self.image[top : top + wide, left : left + wide]
-        target = self.target[top : top + self.size, left : left + self.size]
-        turns = int(random.integers(4))
-        image, target = np.rot90(image, turns), np.rot90(target, turns)
-        if random.integers(2):
-            image, target = np.flipud(image), np.flipud(target)
-        contrast, brightness = np.exp(random.normal(0, 0.4)), random.normal(0, 0.06)
-        image = (image * contrast + brightness).astype(np.float32)
-        return torch.from_numpy(image[None]), torch.from_numpy(target.copy())
-
-
-class Segmentation(lightning.LightningModule):
-    """A model under training with cross-entropy, AdamW and a one-cycle learning rate.
-
-    Args:
-        model: maps images (N, C, H, W) to logits (N, classes, h, w).
-        rate: the highest learning rate of the cycle, reached after 30 % of the steps.
-
-    Batches:
-        (image, target): what the model takes, and class ids (N, h, w) int64.
-    """
-
-    def __init__(self, model: nn.Module, *, rate: float = 4e-3) -> None:
-        super().__init__()
-        self.model = model
-        self.rate = rate
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Compute logits (N, classes, h, w) of images (N, C, H, W)."""
-        logits: Tensor = self.model(image)
-        return logits
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the batch's mean loss; log it, and the learning rate it was reached with."""
-        image, target = batch
-        loss = F.cross_entropy(self(image), target)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({"loss": loss, "lr": rate})
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """Make the optimizer and its schedule over all the steps the trainer expects."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+_DRAWN, _SHOWN = 4, 512  # pictures of overlays.png, at most; pixels a side of each
+_LOG = logging.getLogger("segfuse")
 
 
 def fit(
-    model: nn.Module,
-    patches: Dataset[tuple[Tensor, Tensor]],
+    images: str | Path,
+    labels: str | Path,
+    output: str | Path,
     *,
-    batch: int,
-    seconds: float,
+    model: str = "unet",
+    solver: str = "modern",
+    steps: int | None = None,
+    epochs: float | None = None,
+    time: float | None = None,
+    batch: int | None = None,
+    patch: int | None = None,
+    learning_rate: float | None = None,
+    validation: float = 0.2,
+    split: str | Path = "file",
+    kind: str = "auto",
+    classes: int | None = None,
+    names: Sequence[str] | None = None,
+    ignore: int | None = None,
+    normalise: Method = "percentile",
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    patience: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    base: int | None = None,
+    depth: int | None = None,
+    padding: str | None = None,
+    norm: str | None = None,
+    dropout: float | None = None,
+    up: str | None = None,
+    overwrite: bool = False,
     progress: bool = False,
-) -> int:
-    """Train `model` in place on the CPU, once over `patches` in their order.
+) -> Run:
+    """Train a network on images and their labels, and leave all that came of it in a run folder.
 
-    Nothing is written to disk. Dropout draws from torch's global generator: seed it for a result
-    that repeats.
+    The training ends with the first of `steps`, `epochs` and `time`; the learning rate follows the
+    fraction of the budget that is spent. About ten times in the budget, and at its end, the whole
+    validation pictures are predicted, and the weights of the highest mean IU are kept. With a
+    budget of time, validations take about a tenth of it at most, by being fewer or, where that is
+    not enough, of fewer pictures. What is None below is `solvers.DEFAULTS`'s.
+
+    On the CPU, the same arguments, files and torch give the same weights, if the budget is not one
+    of time.
 
     Args:
-        model: see `Segmentation`; left in training mode.
-        patches: a dataset with a length.
+        images: folder, or a single file.
+        labels: folder, or a single file; matched by name (`data.pair`).
+        output: the run folder, made if missing; see `segfuse.run`.
+        model: a name of `models.MODELS`.
+        solver: "modern" or "unet-paper", a name of `solvers.SOLVERS`.
+        steps: to take.
+        epochs: passes over the training pictures, counted in labelled pixels.
+        time: seconds from the call on, with reading, validations and drawing.
         batch: patches a step.
-        seconds: training stops at the first step that ends later than this.
-        progress: show a progress bar with loss and learning rate; needs rich.
+        patch: pixels a side that a patch labels, of those that fit the network.
+        learning_rate: the highest.
+        validation: fraction of the pictures to hold out; 0 holds out none, and the last weights
+            are kept.
+        split: "file", "block", or a file that lists the held out (`data.split`).
+        kind: of labels: "auto", "classes", "binary" or "instances" (`data.detect`).
+        classes: number of classes; None: found in the labels.
+        names: of the classes.
+        ignore: the labels' id of pixels that do not count.
+        normalise: "percentile", "meanstd" or "none" (`data.Normalisation`).
+        precision: "32"; "bf16", mixed; "16", mixed, on CUDA only; "auto": the fastest of them
+            (`devices.check_precision`).
+        device: "auto", "cpu", "cuda", "cuda:N".
+        seed: of weights, patches, dropout and the choice of validation pictures.
+        patience: stop after so many validations in a row without a better mean IU.
+        threads: CPU threads; None as torch has them.
+        workers: processes that cut patches; None: none on the CPU, up to 4 for a GPU.
+        base: see `models.UNet`, like the options that follow.
+        depth: poolings.
+        padding: "valid" or "same".
+        norm: "batch" or "none".
+        dropout: probability.
+        up: "deconv", "bilinear" or "unpool".
+        overwrite: take a folder that holds files; an earlier run's are removed.
+        progress: show a bar; needs rich.
 
-    Returns:
-        Steps taken: fewer than all when the time was up.
+    Raises:
+        UserError: files or options that cannot be worked with, found before anything is written; a
+            file system that refuses, or a loss that is not finite, later.
+
+    Limits:
+        All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label.
     """
-    with _quiet():
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=1,
-            max_time=timedelta(seconds=seconds),
-            callbacks=[_Progress()] if progress else [],
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            logger=False,
+    began, output = perf_counter(), Path(output).absolute()
+    folder.check_free(output, overwrite=overwrite)
+    with _told():
+        network, options = fill(
+            {
+                "solver": solver,
+                "steps": steps,
+                "epochs": epochs,
+                "time": time,
+                "batch": batch,
+                "patch": patch,
+                "learning_rate": learning_rate,
+                "precision": precision,
+                "device": device,
+                "seed": seed,
+                "patience": patience,
+                "threads": threads,
+                "workers": workers,
+                "base": base,
+                "depth": depth,
+                "padding": padding,
+                "norm": norm,
+                "dropout": dropout,
+                "up": up,
+            }
         )
-        trainer.fit(Segmentation(model), DataLoader(patches, batch_size=batch))
-    return trainer.global_step
+        train, held_out = split_pairs(pair(images, labels), split, validation, seed)
+        files = list(dict.fromkeys(p.labels for p in (*train, *held_out)))
+        coding = detect(files, kind=kind, classes=classes, ignore=ignore, names=names)
+        if coding.classes == 1:
+            raise UserError(f"{labels}: expected two classes at least, found one")
+        normalisation = Normalisation(normalise)
+        sides = [pictures.read(side, coding, normalisation) for side in (train, held_out)]
+        for side, name in zip(sides, ("train on", "validate with"), strict=True):
+            if side and all((picture.target == coding.VOID).all() for picture in side):
+                raise UserError(f"{labels}: the pictures to {name} have no pixel that counts")
+        channels = len(sides[0][0].image)
+        network = {"name": model, "in_channels": channels, "classes": coding.classes, **network}
+        options = fit_together(options, network, sides[0], exact=patch is not None)
+    config = {
+        "format": folder.FORMAT,
+        "segfuse": version("segfuse"),
+        "torch": torch.__version__,
+        "model": network,
+        "data": {
+            "images": str(Path(images).absolute()),
+            "labels": str(Path(labels).absolute()),
+            "split": str(split),
+            "fraction": validation,
+            "checksum": pictures.checksum(chain(*sides)),
+            "coding": coding.to_dict(),
+            "normalisation": normalisation.to_dict(),
+            "train": [pictures.as_dict(p) for p in train],
+            "validation": [pictures.as_dict(p) for p in held_out],
+        },
+        "training": asdict(options),
+    }
+    folder.claim(output, overwrite=overwrite)
+    folder.write_config(output, config)
+    return _train(Run.open(output), sides, began, progress=progress)
 
 
-class _Progress(Callback):
-    """A line with the bar, the time left, the batch's loss and the learning rate."""
+def resume(path: str | Path, *, progress: bool = False) -> Run:
+    """Go on with a training that was stopped, from its last checkpoint.
 
-    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    On the CPU, a training by steps ends with the weights it would have had undisturbed. Where there
+    is no checkpoint yet, or nothing but ``config.toml``, it starts from the beginning, and a
+    finished one is left as it is; both are said through the logger "segfuse".
 
-        self.bar = Progress(
-            "training",
-            BarColumn(),
-            MofNCompleteColumn(),
-            "steps",
-            TimeRemainingColumn(),
-            "{task.description}",
+    Args:
+        path: the run folder.
+        progress: show a bar; needs rich.
+
+    Raises:
+        UserError: no run folder, or a damaged one; files that are gone or have changed; a device
+            that is not there; a file system that refuses.
+    """
+    began, run = perf_counter(), Run.open(path)
+    if "result" in run.config and (run.path / folder.WEIGHTS).exists():
+        steps, ended = (run.config["result"].get(name) for name in ("steps", "ended"))
+        _LOG.warning("%s is finished, after %s steps (%s): nothing to do", path, steps, ended)
+        return run
+    data = run.config["data"]
+    try:
+        sides = [
+            pictures.read([pictures.as_pair(p) for p in data[side]], run.coding, run.normalisation)
+            for side in ("train", "validation")
+        ]
+        checksum = data["checksum"]
+    except (KeyError, TypeError) as error:
+        raise folder.damaged(run.path / folder.CONFIG, error) from error
+    if pictures.checksum(chain(*sides)) != checksum:
+        raise UserError(f"the images or labels have changed since {path} was begun: train anew")
+    folder.make(run.path / folder.LAST)
+    folder.clear_partial(run.path)
+    if not (run.path / folder.LAST).exists():
+        _LOG.warning("%s has no checkpoint yet: starting from the beginning", path)
+    return _train(run, sides, began, progress=progress)
+
+
+def _train(run: Run, sides: list[list[Picture]], began: float, *, progress: bool) -> Run:
+    """Train as the run's config says, and write what came of it."""
+    try:
+        options = Options(**run.config["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise folder.damaged(run.path / folder.CONFIG, error) from error
+    train, held_out = sides
+    device, solver = choose(options.device), SOLVERS[options.solver]
+    check_precision(options.precision, device)
+    with use_threads(options.threads), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)
+        model = folder.build(run.config, run.path)
+        validation = None
+        if held_out:
+            validation = Validation(held_out, run.coding.classes, device, options.precision)
+        course = Course(
+            Budget(options.steps, options.time),
+            rate=options.learning_rate,
+            schedule=solver.schedule,
+            seed=options.seed,
+            folder=run.path,
+            validation=validation,
+            patience=options.patience,
+            began=began,
         )
-        self.task = self.bar.add_task("", total=trainer.num_training_batches)
-        self.bar.start()
+        checkpoint = run.path / folder.LAST
+        learn(
+            model,
+            Patches(
+                train,
+                size=options.patch,
+                margin=getattr(model, "margin", 0),
+                seed=options.seed,
+                gain=options.gain,
+                shift=options.shift,
+            ),
+            WeightedCrossEntropy(),
+            course,
+            batch=options.batch,
+            solver=solver,
+            device=device,
+            precision=options.precision,
+            workers=options.workers,
+            checkpoint=checkpoint if checkpoint.exists() else None,
+            progress=progress,
+        )
+        _draw(run, validation.pictures if validation else train, device)
+    result: dict[str, Any] = {"steps": course.rows[-1]["step"], "ended": course.ended}
+    result |= {"seconds": round(course.seconds, 3), "best": course.best}
+    if validation:
+        result["validated"] = validation.pixels / sum(picture.target.size for picture in held_out)
+    folder.write_config(run.path, {**run.config, "result": result})
+    return Run.open(run.path)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        loss, rate = (float(trainer.callback_metrics[name]) for name in ("loss", "lr"))
-        text = f"loss {loss:.3f}, learning rate {rate:.1e}"
-        self.bar.update(self.task, advance=1, description=text)
 
-    def on_train_end(self, *_: Any) -> None:
-        self.bar.stop()
+def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
+    """Write the figures of a run that has its weights."""
+    from .report import curves, overlays
 
-    def on_exception(self, *_: Any) -> None:
-        self.bar.stop()
+    with whole(run.path / folder.CURVES) as path:
+        curves(run.path / folder.METRICS).savefig(path)
+    items = []
+    for image, target, name in shown[:: -(-len(shown) // _DRAWN)]:
+        part = image[:, :_SHOWN, :_SHOWN]
+        labels = predict(run.network(device), torch.from_numpy(part), precision=run.precision)
+        items.append((name, part, target[:_SHOWN, :_SHOWN], labels))
+    with whole(run.path / folder.OVERLAYS) as path:
+        overlays(items, run.coding.names, palette=run.coding.palette).savefig(path)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on hardware, workers and products off the screen."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _told() -> Iterator[None]:
+    """Tell the user what the package's parts refuse."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            # Lightning 2.6 calls what torch 2.13 deprecates.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error

@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
 from .unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["MODELS", "UNet", "build"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+
+
+def build(name: str, in_channels: int, classes: int, **options: Any) -> nn.Module:
+    """Make the network `name`, maps images (N, in_channels, *S) to logits (N, classes, *S').
+
+    Args:
+        name: a key of `MODELS`.
+        in_channels: channels of the image.
+        classes: channels of the logits.
+        options: what the network's class takes besides.
+
+    Raises:
+        ValueError: an unknown name; the text lists the known. What the network itself refuses.
+        TypeError: an option that the network does not have.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model: expected one of {', '.join(sorted(MODELS))}, got {name!r}")
+    return MODELS[name](in_channels, classes, **options)

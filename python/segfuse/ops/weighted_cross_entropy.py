@@ -364,12 +364,13 @@ def _benchmarks(make: Make) -> Iterator[Benchmark]:
             each = cross_entropy(logits, target, ignore_index=255, reduction="none")
             return torch.autograd.grad((each * weight_map).sum(), logits)
 
-        yield Benchmark(
-            f"{name}, forward + backward, fresh",
-            ours=ours,
-            peer=peer,
-            bytes_moved=3 * logits.numel() * logits.element_size(),
-        )
+        for memory in ("reused", "fresh"):
+            yield Benchmark(
+                f"{name}, forward + backward, {memory}",
+                ours=ours,
+                peer=peer,
+                bytes_moved=3 * logits.numel() * logits.element_size(),
+            )
 
 
 register(

@@ -1,0 +1,293 @@
+"""The commands of ``segfuse``: their options, and what they print."""
+# ruff: noqa: PLC0415, what is heavy is imported by the command that needs it
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .demo import DAY, MOST_STEPS, MOST_THREADS, SECONDS, STEPS, DemoError
+from .demo import run as run_demo
+from .errors import UserError
+from .terminal import (
+    Classes,
+    ClassNames,
+    Device,
+    Ignore,
+    Images,
+    Kind,
+    OneLine,
+    Overwrite,
+    Threads,
+    duration,
+    fail,
+    is_terminal,
+    option,
+    say,
+    tabulate,
+)
+from .terminal import seed as check_seed
+from .train_command import train
+
+__all__ = ["app"]
+
+_WORST = 5  # pictures that `evaluate` names
+
+
+app = typer.Typer(
+    cls=OneLine,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # "rich" would swallow [demo]
+)
+
+
+def _version(*, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("segfuse"))
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _segfuse(
+    ctx: typer.Context,
+    *,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Segment images with U-Net: look at the data, train, predict, evaluate."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+app.command()(train)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of a training.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)
+    ],
+    *,
+    output: Annotated[
+        Path, option("Data", "--output", "-o", help="Folder for the label pictures.")
+    ],
+    probabilities: Annotated[
+        bool, option("Data", "--probabilities", help="Write those of each class, as TIFF, too.")
+    ] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Segment images with a trained network; writes label pictures under the images' names."""
+    from .prediction import predict_files
+
+    written = predict_files(
+        run,
+        images,
+        output,
+        probabilities=probabilities,
+        overwrite=overwrite,
+        device=device,
+        threads=threads,
+        progress=True,
+    )
+    say(f"{len(written)} files written to {output}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of label pictures, or one.", show_default=False)
+    ],
+    labels: Annotated[
+        Path, typer.Argument(help="The true ones, matched by name.", show_default=False)
+    ],
+    *,
+    kind: Kind = "auto",
+    classes: Classes = None,
+    ignore: Ignore = None,
+    class_names: ClassNames = None,
+    write_json: Annotated[
+        Path | None, option("Output", "--json", help="Write all figures to this file.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        option("Output", help="Draw the confusion matrix to this file (.png, .pdf, .svg)."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare predicted with true label pictures: accuracies and intersection over union."""
+    from .evaluation import evaluate as compare
+    from .files import whole
+
+    for file, suffixes in [(write_json, None), (picture, (".png", ".pdf", ".svg"))]:
+        _check_free(file, suffixes, overwrite=overwrite)
+    if picture is not None:
+        from .report import confusion_picture
+    found = compare(
+        predictions,
+        labels,
+        kind=kind,
+        classes=classes,
+        ignore=ignore,
+        names=class_names,
+        progress=True,
+    )
+    say(
+        f"{len(found.files)} pictures, {found.scores.pixels:,} pixels that count, "
+        f"{found.void:,} that do not",
+        f"labels read as {found.coding.kind}, predictions as {found.prediction_coding.kind}",
+    )
+    head, *rows = found.table()
+    tabulate(rows, head)
+    tabulate(
+        (name.replace("_", " ").replace(" iu", " IU"), f"{value:.4f}")
+        for name, value in found.figures().items()
+    )
+    if len(found.files) > 1:
+        worst = found.files[:_WORST]
+        tabulate(
+            ((f.name, f"{f.mean_iu:.4f}", f"{f.pixel_accuracy:.4f}") for f in worst),
+            ("worst pictures", "mean IU", "pixel accuracy"),
+        )
+    if write_json is not None:
+        with whole(write_json) as path:
+            path.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if picture is not None:
+        with whole(picture) as path:
+            confusion_picture(found.matrix, found.names).savefig(path, dpi=150)
+    written = [str(file) for file in (write_json, picture) if file is not None]
+    if written:
+        say(f"written: {', '.join(written)}")
+
+
+def _check_free(file: Path | None, suffixes: tuple[str, ...] | None, *, overwrite: bool) -> None:
+    if file is None:
+        return
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise UserError(f"{file}: expected a name that ends in {', '.join(suffixes)}")
+    if file.exists() and not (overwrite and file.is_file()):
+        raise UserError(f"{file} exists: choose another name, or say --overwrite")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: {file.parent} is no folder")
+
+
+@app.command()
+def inspect(
+    *,
+    images: Images,
+    labels: Annotated[
+        Path | None, option("Data", help="Folder of label pictures, or one.", show_default="none")
+    ] = None,
+    kind: Kind = "auto",
+    classes: Classes = None,
+    ignore: Ignore = None,
+    class_names: ClassNames = None,
+    everything: Annotated[
+        bool, option("Data", "--everything", help="Look at all pixels, not those of 32 pages.")
+    ] = False,
+) -> None:
+    """Say what images and labels hold, and what is wrong with them; exits with 1 if anything is."""
+    from .data.inspection import inspect as look_at
+
+    found = look_at(
+        images,
+        labels,
+        everything=everything,
+        kind=kind,
+        classes=classes,
+        ignore=ignore,
+        names=class_names,
+    )
+    say(*found.lines(), *(f"problem: {problem}" for problem in found.problems))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Say what was built and what this machine can run of it."""
+    from .info import describe
+
+    if is_terminal():
+        tabulate(describe())
+    else:
+        say(*(f"{name}: {sentence}" for name, sentence in describe()))
+
+
+@app.command()
+def demo(
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the three files.")
+    ] = Path("segfuse-demo"),
+    seed: Annotated[
+        int, typer.Option(callback=check_seed, help="Of weights, patches and dropout.")
+    ] = 0,
+    steps: Annotated[
+        int, typer.Option(min=1, max=MOST_STEPS, help="Training steps, of four patches each.")
+    ] = STEPS,
+    time: Annotated[
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Stop training after 90 (seconds), 300s, 5m or 1h, finished or not.",
+        ),
+    ] = SECONDS,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_THREADS, show_default="torch's choice", help="CPU threads."),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Write into a folder that holds files of others too."),
+    ] = False,
+) -> None:
+    """Train a small U-Net on half of a real microscopy image; show how it does on the rest.
+
+    The image, of fluorescent cell nuclei, comes with the stardist package. Needs
+    pip install 'segfuse[demo]' and about a minute on two CPU cores. Writes a picture of the
+    outcome (overlay.png), the predicted mask (prediction.tif) and the weights (weights.pt).
+    """
+    if time > DAY:
+        raise typer.BadParameter(f"expected a day at most, got {time:.0f} s", param_hint="--time")
+    try:
+        result = run_demo(
+            output.absolute(),
+            seed=seed,
+            steps=steps,
+            seconds=time,
+            threads=threads,
+            overwrite=overwrite,
+            progress=True,
+        )
+    except DemoError as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written", 130)
+    scores = [
+        ("U-Net, trained on the left half", result.unet),
+        (f"Otsu's threshold of this half ({result.threshold:.0f})", result.otsu),
+        ("all background", result.background),
+    ]
+    tabulate(
+        ((name, f"{score.accuracy:.3f}", f"{score.iu:.3f}") for name, score in scores),
+        ("right half of the image, held out", "pixel accuracy", "foreground IU"),
+    )
+    if result.steps < steps:
+        say(
+            f"The time was up after {result.steps} of {steps} steps: training is unfinished. All "
+            f"take about --time {time * steps / result.steps:.0f} here; if others use this machine "
+            "too, fewer --threads may be faster."
+        )
+    say(f"{result.steps} training steps, {result.seconds:.0f} s in all. Written:")
+    say(*(f"  {path}" for path in (result.overlay, result.prediction, result.weights)))

@@ -1,0 +1,338 @@
+"""The course of a training: its budget, and all that happens between the steps."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from .data.patches import Picture
+from .errors import UserError
+from .files import whole
+from .metrics import ConfusionMatrix, Scores
+from .prediction import predict
+from .run import BEST, LAST, METRICS, WEIGHTS, save_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Budget", "Course", "Validation"]
+
+VALIDATIONS = 10  # in a budget, less where they would take more than SHARE of the time
+SHARE = 0.1
+FEWEST = 4  # validations, over fewer pixels where need be
+SLACK = 0.1  # of the seconds, by which they may lag behind steps
+ROWS = 200  # of metrics.csv
+CHECKPOINT_SECONDS = 60.0  # between two, if no validation brings one earlier
+PROBE = 256  # pixels a side of the picture by which a validation's cost is measured
+FIGURES = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+COLUMNS = ("step", "seconds", "loss", "learning_rate", *(f"validation_{f}" for f in FIGURES))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a training ends: with the first of the two.
+
+    Where steps end it, the fraction that is spent at each step does not depend on the clock, even
+    if seconds are given too: theirs lags at first.
+
+    Attributes:
+        steps: number of optimizer steps.
+        seconds: from `Course`'s start on, with all validations.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def spent(self, steps: int, seconds: float, reserve: float = 0.0) -> float:
+        """Fraction of the budget that is gone, `reserve` seconds being kept for what comes last."""
+        by_steps = steps / self.steps if self.steps else 0.0
+        by_time = seconds / max(self.seconds - reserve, 1e-9) if self.seconds else 0.0
+        if self.steps:
+            by_time = (by_time - SLACK) / (1 - SLACK)
+        return min(1.0, max(by_steps, by_time))
+
+
+class Validation:
+    """Predicts whole pictures and compares them with their targets.
+
+    Args:
+        pictures: see `data.patches.Picture`; at least one.
+        classes: of the model.
+        device: to predict on.
+        precision: to predict in.
+
+    Attributes:
+        pixels: of all pictures together, void too.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Picture], classes: int, device: torch.device, precision: str
+    ) -> None:
+        self.pictures = list(pictures)
+        self.classes = classes
+        self.device = device
+        self.precision = precision
+        self.pixels = sum(picture.target.size for picture in self.pictures)
+
+    def __call__(self, model: nn.Module) -> Scores:
+        """Return the figures over all pictures together."""
+        matrix = ConfusionMatrix(self.classes)
+        for image, target, _ in self.pictures:
+            labels = self._predict(model, image)
+            matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(target)[None])
+        return matrix.scores()
+
+    def cost(self, model: nn.Module) -> float:
+        """Measure the seconds that a pixel takes."""
+        image = self.pictures[0][0][:, :PROBE, :PROBE]
+        self._predict(model, image)  # the first call of a shape is slower
+        began = time.perf_counter()
+        self._predict(model, image)
+        return (time.perf_counter() - began) / int(image[0].size)
+
+    def limit(self, pixels: float) -> None:
+        """Keep evenly spaced pictures of about so many pixels together, cropped if one has more."""
+        if self.pixels <= pixels:
+            return
+        count = max(1, int(len(self.pictures) * pixels / self.pixels))
+        chosen = np.linspace(0, len(self.pictures) - 1, count + 2)[1:-1].round().astype(int)
+        self.pictures = [self.pictures[i] for i in chosen]
+        if count == 1:
+            side = max(PROBE, math.isqrt(int(pixels)))
+            ((image, target, name),) = self.pictures
+            self.pictures = [Picture(image[:, :side, :side], target[:side, :side], name)]
+        self.pixels = sum(picture.target.size for picture in self.pictures)
+
+    def _predict(self, model: nn.Module, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        tensor = torch.from_numpy(image)
+        return predict(model, tensor, device=self.device, precision=self.precision)
+
+
+class Course(Callback):
+    """Sets the learning rate, seeds each step, validates, keeps the books, saves, and stops.
+
+    What it knows is in each checkpoint, so that a training that was killed goes on as if nothing
+    had happened: patches, dropout and learning rate of a step follow from seed, step and, with a
+    time budget, the time spent.
+
+    Args:
+        budget: when to stop.
+        rate: the highest learning rate.
+        schedule: see `solvers.Solver`.
+        seed: of what a step draws from torch's generators.
+        folder: the run folder, for ``metrics.csv``, weights and checkpoints; None writes nothing.
+        validation: None: the last weights count as the best.
+        patience: stop after so many validations in a row without a better mean IU.
+        began: what `time.perf_counter` gave when the seconds began to count; None: now.
+
+    Attributes:
+        rows: of ``metrics.csv``.
+        best: the row of the best weights, and `iu`, of each class.
+        ended: why the training ended: "steps", "time", "patience"; empty before.
+        spent: fraction of the budget that is gone.
+        loss: the last known, a mean over some steps.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        rate: float,
+        schedule: Callable[[float], float],
+        seed: int,
+        folder: Path | None = None,
+        validation: Validation | None = None,
+        patience: int | None = None,
+        began: float | None = None,
+    ) -> None:
+        self.budget = budget
+        self.rate = rate
+        self.schedule = schedule
+        self.seed = seed
+        self.folder = folder
+        self.validation = validation
+        self.patience = patience
+
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {}
+        self.ended = ""
+        self.spent = 0.0
+        self.loss = math.nan
+        self._validations = VALIDATIONS
+        self._pixels = math.inf  # of a validation
+        self._reserve = 0.0  # seconds for what comes after the last step
+        self._mark = 0.0  # the fraction spent when it was last asked what was due
+        self._stale = 0  # validations without a better one
+        self._losses: list[torch.Tensor] = []  # since the last row
+        self._began = time.perf_counter() if began is None else began
+        self._saved = self._step_began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, in all processes that took part."""
+        return time.perf_counter() - self._began
+
+    # What a checkpoint holds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later process needs to go on."""
+        return {
+            "rows": self.rows,
+            "best": self.best,
+            "ended": self.ended,
+            "stale": self._stale,
+            "validations": self._validations,
+            "pixels": self._pixels,
+            "reserve": self._reserve,
+            "mark": self._mark,
+            "losses": [float(loss) for loss in self._losses],
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, the clock too."""
+        self.rows = state["rows"]
+        self.best = state["best"]
+        self.ended = state["ended"]
+        self._stale = state["stale"]
+        self._validations = state["validations"]
+        self._pixels = state["pixels"]
+        self._reserve = state["reserve"]
+        self._mark = state["mark"]
+        self._losses = [torch.tensor(loss) for loss in state["losses"]]
+        self._began = time.perf_counter() - state["seconds"]
+
+    # What Lightning calls
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Plan the validations, or take up where an earlier process was killed."""
+        step, model = trainer.global_step, cast("Any", module).model
+        if self.validation:
+            if not step and self.budget.seconds:
+                self._plan(self.validation, model, self.budget.seconds)
+            self.validation.limit(self._pixels)
+        if step and self.best.get("step") == step:  # killed between the checkpoint and its copies
+            self._keep_best(model)
+        self._write_rows()
+        trainer.should_stop = bool(self.ended)
+        self._saved = self._step_began = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Make the step a function of seed, step and fraction spent."""
+        step = trainer.global_step
+        self.spent = self.budget.spent(step, self.seconds, self._reserve)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate * self.schedule(self.spent)
+        drawn = int(np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes 0.1 ms
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(drawn)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        *_: Any,
+    ) -> None:
+        """Keep the books; validate and save when it is time; stop at the budget's end."""
+        self._losses.append(outputs["loss"].detach())
+        step, model, now = trainer.global_step, cast("Any", module).model, time.perf_counter()
+        # A step is not begun if the middle of it would lie beyond the end.
+        ahead = self.seconds + (now - self._step_began) / 2
+        self.spent = self.budget.spent(step, ahead, self._reserve)
+        if self.spent >= 1:
+            self.ended = "steps" if step == self.budget.steps else "time"
+        row_due, validation_due = (
+            self.ended or int(self.spent * n) > int(self._mark * n)
+            for n in (ROWS, self._validations)
+        )
+        self._mark = self.spent
+        improved = False
+        if row_due or validation_due:
+            self._add_row(step, trainer.optimizers[0].param_groups[0]["lr"])
+        if validation_due:
+            improved = self._validate(model)
+        if row_due or validation_due:
+            self._write_rows()
+        if validation_due or now - self._saved > CHECKPOINT_SECONDS:
+            self._save(trainer, model, improved=improved)
+        trainer.should_stop = bool(self.ended)
+        self._step_began = time.perf_counter()
+
+    def _plan(self, validation: Validation, model: nn.Module, seconds: float) -> None:
+        """Choose how many validations of how many pixels fit into their share of the time."""
+        cost = validation.cost(model)  # seconds a pixel
+        affordable = SHARE * seconds / cost
+        self._validations = min(VALIDATIONS, max(FEWEST, int(affordable / validation.pixels)))
+        self._pixels = affordable / self._validations
+        # The last validation, and predicting what is drawn of its pictures.
+        self._reserve = 2 * min(validation.pixels, self._pixels) * cost
+
+    def _add_row(self, step: int, rate: float) -> None:
+        loss = self.loss = math.fsum(map(float, self._losses)) / len(self._losses)
+        self._losses.clear()
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step}: take a lower learning rate")
+        self.rows.append(
+            {"step": step, "seconds": round(self.seconds, 3), "loss": loss, "learning_rate": rate}
+        )
+
+    def _validate(self, model: nn.Module) -> bool:
+        """Complete the last row; return whether it is the best."""
+        row, figure = self.rows[-1], "validation_mean_iu"
+        if self.validation:
+            scores = self.validation(model)
+            row.update({f"validation_{name}": getattr(scores, name) for name in FIGURES})
+            # Where the pictures show void alone the figure is nan, and the last weights are kept.
+            if not (math.isnan(row[figure]) or row[figure] > self.best.get(figure, -math.inf)):
+                self._stale += 1
+                if self.patience and self._stale >= self.patience and not self.ended:
+                    self.ended = "patience"
+                return False
+            self.best = {**row, "iu": list(scores.iu)}
+        else:
+            self.best = dict(row)
+        self._stale = 0
+        return True
+
+    # Files
+
+    def _write_rows(self) -> None:
+        if self.folder is None:
+            return
+        with whole(self.folder / METRICS) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _save(self, trainer: lightning.Trainer, model: nn.Module, *, improved: bool) -> None:
+        if self.folder is None:
+            return
+        trainer.save_checkpoint(self.folder / LAST)
+        if improved:
+            self._keep_best(model)
+        self._saved = time.perf_counter()
+
+    def _keep_best(self, model: nn.Module) -> None:
+        """Make the last checkpoint the best one too, and write its weights."""
+        if self.folder is None:
+            return
+        with whole(self.folder / BEST) as partial:
+            try:
+                os.link(self.folder / LAST, partial)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.folder / LAST, partial)
+        save_weights(self.folder / WEIGHTS, model)

@@ -1,0 +1,73 @@
+"""Pictures to train on and to validate with, read from their files."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data.files import read_image, read_labels
+from .data.labels import LabelCoding
+from .data.normalise import Normalisation
+from .data.pairs import Pair
+from .data.patches import Picture
+from .errors import UserError
+
+__all__ = ["as_dict", "as_pair", "checksum", "read"]
+
+
+def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisation) -> list[Picture]:
+    """Read, normalise and encode; each file once, as the pages of one follow each other.
+
+    Raises:
+        UserError: a file that cannot be read; labels that are not of the coding or the image's
+            size; images that differ in channels.
+    """
+    image_of, labels_of = lru_cache(1)(read_image), lru_cache(1)(read_labels)
+    pictures: list[Picture] = []
+    for pair in pairs:
+        rows = slice(*(pair.rows or (None,)))
+        image, labels = (
+            pages(file)[pair.page][..., rows, :]
+            for pages, file in ((image_of, pair.image), (labels_of, pair.labels))
+        )
+        if image.shape[1:] != labels.shape:
+            raise UserError(
+                f"{pair.labels}: expected labels of the image's {image.shape[1]} x "
+                f"{image.shape[2]} pixels, got {labels.shape[0]} x {labels.shape[1]}"
+            )
+        if pictures and len(image) != len(pictures[0][0]):
+            raise UserError(
+                f"{pair.image}: expected {len(pictures[0][0])} channels, as {pairs[0].image} has, "
+                f"got {len(image)}"
+            )
+        target = coding.encode(labels, str(pair.labels))
+        pictures.append(Picture(normalisation(image), target, pair.name))
+    return pictures
+
+
+def checksum(pictures: Iterable[Picture]) -> str:
+    """Return a number that changes with the pictures: 8 hexadecimal digits."""
+    number = 0
+    for array in (array for picture in pictures for array in picture[:2]):
+        number = zlib.crc32(np.ascontiguousarray(array).data, number)
+    return f"{number:08x}"
+
+
+def as_dict(pair: Pair) -> dict[str, Any]:
+    """Return plain values, for TOML."""
+    rows = {"rows": list(pair.rows)} if pair.rows else {}
+    image, labels = str(pair.image.absolute()), str(pair.labels.absolute())
+    return {"name": pair.name, "image": image, "labels": labels, "page": pair.page, **rows}
+
+
+def as_pair(values: dict[str, Any]) -> Pair:
+    """Undo `as_dict`."""
+    first_and_end = values.get("rows")
+    rows = (first_and_end[0], first_and_end[1]) if first_and_end else None
+    image, labels = Path(values["image"]), Path(values["labels"])
+    return Pair(values["name"], image, labels, values["page"], rows)

@@ -1,0 +1,243 @@
+"""``segfuse train``: its options, what it says before and after."""
+# ruff: noqa: PLC0415, what is heavy is imported when it is needed
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .errors import UserError
+from .solvers import DEFAULTS, SOLVERS
+from .terminal import (
+    Classes,
+    ClassNames,
+    Device,
+    Ignore,
+    Kind,
+    Overwrite,
+    Threads,
+    UsageError,
+    auto,
+    duration,
+    fail,
+    option,
+    say,
+)
+from .terminal import seed as check_seed
+
+__all__ = ["train"]
+
+
+def _by_solver(name: str) -> str:
+    """Tell the defaults of an option."""
+    told = []
+    for solver in SOLVERS:
+        cpu, gpu = (DEFAULTS[solver, device][name] for device in ("cpu", "cuda"))
+        on_gpu = "" if gpu == cpu else f", on a GPU {gpu}"
+        told.append(f"{cpu or 'none'}{on_gpu}")
+    first, *others = dict.fromkeys(told)
+    return f"{first}; unet-paper {others[0]}" if others else first
+
+
+def train(
+    ctx: typer.Context,
+    *,
+    images: Annotated[Path | None, option("Data", help="Folder of images, or one.")] = None,
+    labels: Annotated[
+        Path | None, option("Data", help="Folder of label pictures, matched by name, or one.")
+    ] = None,
+    output: Annotated[
+        Path | None, option("Data", "--output", "-o", help="Run folder, to be made.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a run that was stopped; the only option then.")
+    ] = None,
+    overwrite: Overwrite = False,
+    validation: Annotated[
+        float, option("Data", min=0, max=0.99, help="Fraction of the pictures to hold out.")
+    ] = 0.2,
+    split: Annotated[
+        str,
+        option(
+            "Data",
+            help="What is held out: random files, the last block of the series, or those that a "
+            "text file (a name a line) or CSV (columns id and split) lists.",
+            metavar="file|block|PATH",
+        ),
+    ] = "file",
+    kind: Kind = "auto",
+    classes: Classes = None,
+    ignore: Ignore = None,
+    class_names: ClassNames = None,
+    normalise: Annotated[
+        Literal["percentile", "meanstd", "none"],
+        option("Data", help="Of grey values, an image and channel at a time."),
+    ] = "percentile",
+    model: Annotated[Literal["unet"], option("Model", help="Network.")] = "unet",
+    base: Annotated[
+        int | None, auto("Model", "Channels of the first level.", _by_solver("base"), min=1)
+    ] = None,
+    depth: Annotated[
+        int | None, auto("Model", "Poolings.", _by_solver("depth"), min=1, max=12)
+    ] = None,
+    padding: Annotated[
+        Literal["valid", "same"] | None, auto("Model", "Of convolutions.", _by_solver("padding"))
+    ] = None,
+    norm: Annotated[
+        Literal["batch", "none"] | None, auto("Model", "Normalisation.", _by_solver("norm"))
+    ] = None,
+    dropout: Annotated[
+        float | None, auto("Model", "Probability.", _by_solver("dropout"), min=0, max=0.99)
+    ] = None,
+    up: Annotated[
+        Literal["deconv", "bilinear", "unpool"] | None,
+        auto("Model", "How levels double in size.", _by_solver("up")),
+    ] = None,
+    solver: Annotated[
+        Literal["modern", "unet-paper"],
+        option("Training", help="AdamW with a cosine, or SGD as published."),
+    ] = "modern",
+    steps: Annotated[
+        int | None,
+        auto(
+            "Training",
+            "Stop after so many steps.",
+            f"without other limits {_by_solver('steps')}",
+            min=1,
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None, auto("Training", "Stop after so many passes.", "no limit")
+    ] = None,
+    time: Annotated[
+        float | None,
+        auto(
+            "Training",
+            "Stop after 90 (seconds), 300s, 5m or 1h.",
+            "no limit",
+            parser=duration,
+            metavar="DURATION",
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        auto("Training", "Stop after so many validations without gain.", "no limit", min=1),
+    ] = None,
+    batch: Annotated[
+        int | None, auto("Training", "Patches a step.", _by_solver("batch"), min=1)
+    ] = None,
+    patch: Annotated[
+        int | None, auto("Training", "Labelled pixels a side.", _by_solver("patch"), min=1)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, auto("Training", "The highest.", _by_solver("learning_rate"))
+    ] = None,
+    seed: Annotated[
+        int, option("Training", callback=check_seed, help="Of all that is drawn at random.")
+    ] = 0,
+    precision: Annotated[
+        Literal["auto", "32", "bf16", "16"],
+        option("Machine", help="Mixed, but for 32; 16 runs on a GPU only; auto is the fastest."),
+    ] = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, auto("Machine", "Processes that cut patches.", "by device", min=0, max=256)
+    ] = None,
+) -> None:
+    """Train a network on images and label pictures; all that comes of it goes to a run folder."""
+    given = dict(locals())
+    del given["ctx"], given["resume"]
+    if resume is not None:
+        sources = {name: ctx.get_parameter_source(name) for name in given}
+        others = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+        if others:
+            raise typer.BadParameter(
+                f"goes alone, as the run knows the rest, got {_spelt(others)} too",
+                param_hint="--resume",
+            )
+    elif missing := [n for n in ("images", "labels", "output") if given[n] is None]:
+        raise UsageError(f"Missing {_spelt(missing)}, or --resume.")
+    given["names"] = given.pop("class_names")
+
+    from . import training
+
+    try:
+        if resume is None:
+            say(*_plan(given))
+            run = training.fit(**given, progress=True)
+        else:
+            run = training.resume(resume, progress=True)
+    except KeyboardInterrupt:
+        path = resume or output
+        begun = path is not None and (path / "config.toml").exists()
+        fail(f"interrupted; go on with --resume {path}" if begun else "interrupted", 130)
+    say(*_outcome(run))
+
+
+def _spelt(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _plan(given: dict[str, Any]) -> list[str]:
+    """Say what there is to train on, and how; refuse what `training.fit` would refuse first."""
+    import torch
+
+    from . import models
+    from .data import pair, split
+    from .data.inspection import inspect as look_at
+    from .options import NETWORK, fill
+    from .run import check_free
+
+    check_free(given["output"], overwrite=given["overwrite"])
+    files = given["images"], given["labels"]
+    train, held_out = split(pair(*files), given["split"], given["validation"], given["seed"])
+    network, options = fill(given)
+    found = look_at(*files, **{n: given[n] for n in ("kind", "classes", "ignore", "names")})
+    lines = [*found.lines(), *(f"problem: {problem}" for problem in found.problems)]
+    lines.append(f"pages: {len(train)} to train on, {len(held_out)} held out for validation")
+    if found.coding is not None:
+        channels = next(iter(found.channels))
+        try:
+            with torch.device("meta"):
+                net = models.build(given["model"], channels, found.coding.classes, **network)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        count = sum(parameter.numel() for parameter in net.parameters())
+        details = ", ".join(f"{name} {network[name] or 'none'}" for name in NETWORK)
+        lines.append(f"model: {given['model']}, {count:,} parameters; {details}")
+    limits = [
+        f"{number:g} {unit}"
+        for number, unit in [
+            (options.steps, "steps"),
+            (options.epochs, "epochs"),
+            (options.time, "seconds"),
+        ]
+        if number
+    ]
+    lines.append(
+        f"training: {options.solver}, {' or '.join(limits)}, {options.batch} patches a step, "
+        f"learning rate {options.learning_rate:g}, precision {options.precision}, "
+        f"on {options.device}, {options.threads} threads"
+    )
+    return lines
+
+
+def _outcome(run: Any) -> list[str]:
+    """Say what came of a training, and what the run folder holds."""
+    result = run.config["result"]
+    best = result["best"]
+    lines = [f"{result['steps']} steps in {result['seconds']:.0f} s, ended by {result['ended']}"]
+    figures = [
+        f"{name.removeprefix('validation_').replace('_', ' ').replace(' iu', ' IU')} {value:.4f}"
+        for name, value in best.items()
+        if name.startswith("validation_")
+    ]
+    if figures:
+        part = result.get("validated", 1)
+        of = "" if part == 1 else f", of {part:.0%} of the held out pixels"
+        lines.append(f"validation, best at step {best['step']}{of}: {', '.join(figures)}")
+    written = sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file())
+    return [*lines, f"run folder {run.path}: {', '.join(written)}"]

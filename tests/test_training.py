@@ -39,7 +39,8 @@ from segfuse.prediction import predict_files  # noqa: E402
 from segfuse.run import Run  # noqa: E402
 from segfuse.training import fit, resume  # noqa: E402
 
-SMALL: dict[str, Any] = {**TINY, "patch": 24, "batch": 2, "steps": 12, "threads": 1}
+SMALL: dict[str, Any] = {**TINY, "patch": 24, "batch": 2, "steps": 12}
+SMALL |= {"threads": 1, "precision": "32"}
 
 
 @pytest.fixture(scope="module")
@@ -233,15 +234,16 @@ def test_learns(data: dict[str, Path], tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_same_seed_same_weights(undisturbed: Run, data: dict[str, Path], tmp_path: Path) -> None:
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    state = torch.get_rng_state()
     torch.rand(1)
     assert same(fit(**data, output=tmp_path / "a", **SMALL, workers=1), undisturbed)
     other = fit(**data, output=tmp_path / "b", **SMALL, seed=1)
     assert not same(other, undisturbed)
     torch.set_rng_state(state)
-    fit(**data, output=tmp_path / "c", **{**SMALL, "threads": 2, "steps": 1})
+    fit(**data, output=tmp_path / "c", **{**SMALL, "steps": 1})
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_config_is_enough_to_repeat(
@@ -516,7 +518,7 @@ def killed(moment: tuple[str, Any], go: Callable[..., Any], **arguments: Any) ->
     processes.set_forkserver_preload(["segfuse.training", "segfuse.report"])
     process = processes.Process(target=scenario, args=(moment, go, arguments))
     process.start()
-    process.join(moment[1] if moment[0] == "seconds" else None)
+    process.join(moment[1] if moment[0] == "seconds" else 100)
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
@@ -564,6 +566,13 @@ def test_killed_again_and_again(
     if not (path / folder.CONFIG).exists():
         fit(**data, output=path, **SMALL, overwrite=True)
     assert same(resume(path), undisturbed)
+
+
+def test_killed_in_mixed_precision(data: dict[str, Path], tmp_path: Path) -> None:
+    options = {**SMALL, "precision": "bf16"}
+    expected = fit(**data, output=tmp_path / "a", **options)
+    assert killed(("write", 5), fit, **data, output=tmp_path / "b", **options)
+    assert same(resume(tmp_path / "b"), expected)
 
 
 def test_early_stop_survives(data: dict[str, Path], tmp_path: Path) -> None:
@@ -744,12 +753,18 @@ def test_resume_of_what_cannot_be_resumed(
 
 
 def test_says_little(
-    data: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    data: dict[str, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     fit(**data, output=tmp_path / "a", **{**SMALL, "steps": 2})
     assert capfd.readouterr() == ("", "")
     fit(**data, output=tmp_path / "b", **{**SMALL, "steps": 2}, progress=True)
+    assert capfd.readouterr() == ("", ""), "this is no terminal"
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # tells rich that it is one
+    fit(**data, output=tmp_path / "c", **{**SMALL, "steps": 2}, progress=True)
     out, err = capfd.readouterr()
     assert out == ""
     assert "training" in err

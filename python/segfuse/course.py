@@ -32,7 +32,7 @@ __all__ = ["Budget", "Course", "Validation"]
 VALIDATIONS = 10  # in a budget, less where they would take more than SHARE of the time
 SHARE = 0.1
 FEWEST = 4  # validations, over fewer pixels where need be
-SLACK = 0.1  # of the seconds, by which they may lag behind steps
+SLACK = 0.5  # of the seconds, for which they wait where steps are given too
 ROWS = 200  # of metrics.csv
 CHECKPOINT_SECONDS = 60.0  # between two, if no validation brings one earlier
 PROBE = 256  # pixels a side of the picture by which a validation's cost is measured
@@ -45,7 +45,7 @@ class Budget:
     """When a training ends: with the first of the two.
 
     Where steps end it, the fraction that is spent at each step does not depend on the clock, even
-    if seconds are given too: theirs lags at first.
+    if seconds are given too: theirs counts from the middle on.
 
     Attributes:
         steps: number of optimizer steps.

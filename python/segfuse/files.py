@@ -27,6 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        why = error.strerror or f"{error} (is the disk full?)"  # as NumPy says of a short write
+        raise UserError(f"cannot write {path}: {why}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -183,12 +183,14 @@ class _Progress(Callback):
         self.course = course
 
     def on_train_start(self, *_: Any) -> None:
+        console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
-            console=Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=1.0)
         self.bar.start()

@@ -242,7 +242,9 @@ def _check_names(jobs: dict[Path, list[Path]], *, overwrite: bool) -> None:
             if target.resolve() in images:
                 raise UserError(f"{target} is an image to predict: choose another output folder")
             if target.exists() and not overwrite:
-                raise UserError(f"{target} exists: choose another output folder, or say overwrite")
+                raise UserError(
+                    f"{target} exists: choose another output folder, or overwrite (--overwrite)"
+                )
             of[target] = file
 
 
@@ -254,4 +256,5 @@ def _shown(jobs: dict[Path, list[Path]], *, progress: bool) -> Iterator[tuple[Pa
     from rich.progress import track  # noqa: PLC0415
 
     console = Console(stderr=True)
-    yield from track(jobs.items(), description="predicting", console=console)
+    quiet = not console.is_terminal
+    yield from track(jobs.items(), description="predicting", console=console, disable=quiet)

@@ -238,7 +238,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if first is not None and not overwrite:
         raise UserError(
             f"{path} holds files ({first}): choose another folder, resume the run that is there, "
-            "or say overwrite"
+            "or overwrite (--overwrite)"
         )
 
 

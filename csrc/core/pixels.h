@@ -131,15 +131,14 @@ struct Classes {
  private:
   template <class T, class N>
   SEGFUSE_FUNCTOR void convert(const T* from, N n, int* to) const {
-    using Compared = std::conditional_t<sizeof(T) < 4, int32_t, T>;
+    // As unsigned numbers, negative ids are beyond the end too.
+    using Compared = std::conditional_t<sizeof(T) < 4, uint32_t, std::make_unsigned_t<T>>;
     const auto skipped = static_cast<T>(ignore);
     const bool skips = ignores && skipped == ignore;  // else no value of T is ignored
-    const auto end =
-        static_cast<Compared>(std::min<int64_t>(count, std::numeric_limits<Compared>::max()));
+    const auto end = static_cast<Compared>(count);
     const int64_t step = strides.step();
-    const auto one = [&](T value) -> int {
-      const Compared id = value;
-      const int known = id >= 0 && id < end ? static_cast<int>(id) : wrong;
+    const auto one = [&](T value) {
+      const int known = static_cast<Compared>(value) < end ? static_cast<int>(value) : wrong;
       return skips && value == skipped ? ignored : known;
     };
     if (step == 1) {

@@ -57,6 +57,15 @@ def test_the_cpu_names_the_first_id_out_of_range() -> None:
         confusion_matrix(wrong, ids, 2)
 
 
+def test_the_reference_is_as_strict() -> None:
+    ids, wrong = torch.zeros(1, 1, 2, dtype=torch.uint8), torch.tensor([[[3, 0]]])
+    with pytest.raises(ValueError, match="prediction: expected class ids 0 to 2, got 3"):
+        confusion_matrix.reference(wrong, ids, 3)
+    want = torch.tensor([[2, 0], [0, 0]])  # 256 is no value of uint8, and must not become 0
+    for function in (confusion_matrix, confusion_matrix.reference):
+        assert torch.equal(function(ids, ids, 2, ignore_index=256), want)
+
+
 def test_a_prediction_may_be_anything_where_the_target_is_ignored() -> None:
     target = torch.tensor([[[0, 255, 1]]], dtype=torch.uint8)
     prediction = torch.tensor([[[0, -7, 1]]])

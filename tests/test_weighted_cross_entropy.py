@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -147,3 +148,39 @@ def test_training_steps_go_down() -> None:
     assert logits.grad is not None
     assert weighted_cross_entropy(logits - logits.grad, target) < before
     assert before.item() == pytest.approx(math.log(3))
+
+
+@on_backends
+@pytest.mark.parametrize("classes", [12, 1100])
+def test_nan_is_kept_from_one_block_of_classes_to_the_next(backend: str, classes: int) -> None:
+    logits = torch.zeros(1, classes, 1, 16, device=device_of(backend))
+    logits[:, : classes - 4] = math.nan
+    target = torch.full((1, 1, 16), classes - 1, device=logits.device)
+    with running(backend):
+        assert weighted_cross_entropy(logits, target, ignore_index=None).isnan()
+
+
+def test_third_derivatives() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 3, (1, 2, 2))
+
+    def third(function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        (first,) = torch.autograd.grad(function(logits, target), logits, create_graph=True)
+        (second,) = torch.autograd.grad((first**2).sum(), logits, create_graph=True)
+        (result,) = torch.autograd.grad((second**2).sum(), logits)
+        return result
+
+    torch.testing.assert_close(third(weighted_cross_entropy), third(cross_entropy))
+
+
+@pytest.mark.parametrize("bad", [-1, 3, -100])
+def test_the_reference_refuses_ids_too(bad: int) -> None:
+    target = torch.tensor([[[0, bad]]])
+    with pytest.raises(IndexError):
+        weighted_cross_entropy.reference(torch.randn(1, 3, 1, 2), target)
+
+
+def test_the_module_refuses_an_unknown_reduction() -> None:
+    with pytest.raises(ValueError, match="reduction: expected one of"):
+        WeightedCrossEntropy(reduction="all")

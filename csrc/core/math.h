@@ -67,7 +67,7 @@ SEGFUSE_FUNCTOR constexpr T inverse_factorial(int n) {
 template <class T>
 SEGFUSE_FUNCTOR T exp_below_one(T x) {
   using F = Format<T>;
-  using Bits = typename F::Bits;
+  using Bits = std::make_unsigned_t<typename F::Bits>;
   const T bounded = x < F::smallest ? F::smallest : x;
   const T shifted = bounded * T(0x1.71547652b82fep0) + F::round;
   const T n = shifted - F::round;

@@ -218,36 +218,38 @@ int64_t reduce(const F& f, const Tensor&) {
 
 template <class F>
 int64_t count(const F& f, int64_t bins, const Tensor& out) {
-  const int64_t tables = bins <= ReducePolicy::table ? ReducePolicy::tables : 1, size = bins + 2;
   auto* total = static_cast<int64_t*>(out.mutable_data_ptr());
   std::atomic<int64_t> wrong = 0;
+  const auto add = [=, &wrong](int64_t bin, int64_t counted) {
+    if (bin < bins) std::atomic_ref(total[bin]).fetch_add(counted, std::memory_order_relaxed);
+    if (bin > bins) wrong.fetch_add(counted, std::memory_order_relaxed);
+  };
   parallel(f.pixels.count(), ReducePolicy::grain,
-           [&f, &wrong, total, bins, tables, size](int64_t begin, int64_t end)
-               __attribute__((always_inline)) {
-                 std::vector<int64_t> counts(tables * size);
-                 int64_t* const table[]{counts.data(), counts.data() + size % counts.size(),
-                                        counts.data() + 2 * size % counts.size(),
-                                        counts.data() + 3 * size % counts.size()};
-                 int bin[ReducePolicy::width];
-                 for_each_run(f.pixels, ReducePolicy::width, begin, end,
-                              [&](const Pixel& p, int64_t n) __attribute__((always_inline)) {
-                                f(p, n, bin);
-                                int64_t i = 0;
-                                for (; i + 4 <= n; i += 4) {
-                                  for (int j = 0; j < 4; ++j) ++table[j][bin[i + j]];
-                                }
-                                for (; i < n; ++i) ++table[0][bin[i]];
-                              });
-                 for (int64_t i = 0; i < tables * size; ++i) {
-                   if (counts[i] == 0) continue;
-                   const int64_t to = i % size;
-                   if (to < bins) {
-                     std::atomic_ref(total[to]).fetch_add(counts[i], std::memory_order_relaxed);
-                   } else if (to > bins) {
-                     wrong.fetch_add(counts[i], std::memory_order_relaxed);
-                   }
-                 }
-               });
+           [&f, &add, bins](int64_t begin, int64_t end) __attribute__((always_inline)) {
+             constexpr int tables = ReducePolicy::tables;
+             int64_t counts[tables][ReducePolicy::table + 2];
+             const bool here = bins <= ReducePolicy::table;
+             for (auto& table : counts) std::fill_n(table, here ? bins + 2 : 0, 0);
+             int bin[ReducePolicy::width];
+             for_each_run(f.pixels, ReducePolicy::width, begin, end,
+                          [&](const Pixel& p, int64_t n) __attribute__((always_inline)) {
+                            f(p, n, bin);
+                            if (!here) {
+                              for (int64_t i = 0; i < n; ++i) add(bin[i], 1);
+                              return;
+                            }
+                            int64_t i = 0;
+                            for (; i + tables <= n; i += tables) {
+                              for (int j = 0; j < tables; ++j) ++counts[j][bin[i + j]];
+                            }
+                            for (; i < n; ++i) ++counts[0][bin[i]];
+                          });
+             for (int64_t i = 0; here && i < bins + 2; ++i) {
+               int64_t counted = 0;
+               for (const auto& table : counts) counted += table[i];
+               if (counted > 0) add(i, counted);
+             }
+           });
   return wrong;
 }
 

@@ -114,7 +114,7 @@ struct Forward : Loss<T> {
       }
       for (int64_t i = 0; i < n; ++i) {
         const Acc scale = exp_below_one(scratch[i] - top[i]);
-        total[i] = scratch[i] == lowest ? Acc(0) : total[i] * scale;
+        total[i] *= scratch[i] == top[i] ? Acc(1) : scale;
         scratch[i] = top[i] == lowest ? Acc(0) : top[i];  // what is subtracted: finite, if all are
       }
       SEGFUSE_UNROLL
@@ -259,6 +259,10 @@ void check_pixels(const Tensor& logits, const Tensor& pixels, const char* name) 
         ": expected the device, batch and spatial size of logits");
 }
 
+ScalarType wide_of(const Tensor& logits) {
+  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 struct Arguments {
   const Tensor &logits, &target;
   const std::optional<Tensor>&weight_map, &class_weight;
@@ -289,8 +293,7 @@ void check_arguments(const Arguments& of) {
         "weighted_cross_entropy: logits: expected (N, C, *S) with one to three spatial axes");
   check_pixels(of.logits, of.target, "target");
   check_ids("weighted_cross_entropy: target", of.target);
-  const auto wide =
-      of.logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto wide = wide_of(of.logits);
   if (of.weight_map) {
     const auto dtype = of.weight_map->scalar_type();
     check_pixels(of.logits, *of.weight_map, "weight_map");
@@ -314,8 +317,7 @@ std::tuple<Tensor, Tensor, Tensor> weighted_cross_entropy(const Tensor& logits,
                                                           int64_t reduction, double smoothing) {
   const Arguments of{logits, target, weight_map, class_weight, ignore_index, smoothing};
   check_arguments(of);
-  const auto wide =
-      logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto wide = wide_of(logits);
   const bool each = Reduction{reduction} == Reduction::none;
   const Tensor log_sums = torch::stable::new_empty(logits, target.sizes(), wide);
   const Tensor loss = each ? torch::stable::new_empty(logits, target.sizes(), wide)
@@ -346,6 +348,13 @@ Tensor weighted_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
   const Arguments of{logits, target, weight_map, class_weight, ignore_index, smoothing};
   check_arguments(of);
   check_pixels(logits, log_sums, "log_sums");
+  const auto wide = wide_of(logits);
+  const bool each = Reduction{reduction} == Reduction::none;
+  if (each) check_pixels(logits, grad, "grad");
+  check(log_sums.is_contiguous() && log_sums.scalar_type() == wide &&
+            denominator.scalar_type() == wide && grad.scalar_type() == wide &&
+            (each || grad.dim() == 0),
+        "weighted_cross_entropy_backward: expected what the forward pass returned");
   const Tensor out = torch::stable::empty_like(logits);
   ask_for_large_pages(out);
   visit(Floating{}, logits.scalar_type(), "weighted_cross_entropy", [&]<class T>() {
@@ -355,7 +364,7 @@ Tensor weighted_cross_entropy_backward(const Tensor& grad, const Tensor& logits,
                   nullptr,
                   static_cast<T*>(out.mutable_data_ptr()),
                   Strides(out, true)};
-    if (Reduction{reduction} == Reduction::none) {
+    if (each) {
       f.upstream = Values<Acc>(grad);
     } else {
       f.upstream.own = static_cast<const Acc*>(grad.const_data_ptr());

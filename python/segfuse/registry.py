@@ -183,7 +183,5 @@ def _why_no_kernels(device: torch.device) -> str:
 
 
 def _is_transformed() -> bool:
-    if torch.compiler.is_compiling():
-        return False
     transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
     return transformed or forward_ad._current_level >= 0  # noqa: SLF001

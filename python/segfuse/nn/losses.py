@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..ops import weighted_cross_entropy
+from ..ops.weighted_cross_entropy import REDUCTIONS
 
 __all__ = ["WeightedCrossEntropy"]
 
@@ -36,6 +37,10 @@ class WeightedCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"WeightedCrossEntropy: reduction: expected one of {REDUCTIONS}, got {reduction!r}"
+            )
         self.register_buffer("class_weight", class_weight)
         self.ignore_index = ignore_index
         self.reduction = reduction

@@ -6,12 +6,13 @@ what was got.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..registry import AUTOCAST_KEYS
+from ..registry import AUTOCAST_KEYS, FLOATING
 
 
 def wrong(op: str, argument: str, expected: object, got: object) -> ValueError:
@@ -27,9 +28,23 @@ def check_tensor(op: str, argument: str, value: object, *, floating: bool = Fals
     if value.layout != torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{op}: {argument}: expected a dense tensor, got {got}")
-    if value.is_quantized or (floating and not value.is_floating_point()):
-        expected = "a floating dtype" if floating else "a plain dtype"
+    if value.is_quantized or (floating and value.dtype not in FLOATING):
+        expected = "float64, float32, float16 or bfloat16" if floating else "a plain dtype"
         raise TypeError(f"{op}: {argument}: expected {expected}, got {value.dtype}")
+
+
+def as_integer(op: str, argument: str, value: object) -> int:
+    """Return a plain integer of 64 bits, from whatever can index; TypeError or ValueError."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        number: int = value  # type: ignore[assignment]  # which may be symbolic, in a trace
+    else:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{op}: {argument}: expected an integer, got {value!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise wrong(op, argument, "an integer of 64 bits", value)
+    return number
 
 
 IDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -50,10 +65,12 @@ def check_classes(
 
     Waits for the GPU.
     """
+    if ids.is_meta:
+        return
     bad = (ids < 0) | (ids.long() >= classes)
     if ignore_index is not None:
-        bad &= target.long() != ignore_index
-    if ids.is_meta or not bad.any():
+        bad = bad & (target.long() != ignore_index)
+    if not bad.any():
         return
     first = tuple(bad.nonzero()[0].tolist())
     ignored = (

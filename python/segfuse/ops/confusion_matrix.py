@@ -19,7 +19,7 @@ from ..registry import (
     register,
     runs_reference,
 )
-from ._checks import check_classes, check_ids, check_tensor, wrong
+from ._checks import as_integer, check_classes, check_ids, check_tensor, wrong
 
 MOST_CLASSES = 32768
 
@@ -30,11 +30,14 @@ def _reference(
     num_classes: int,
     *,
     ignore_index: int | None = 255,
-    validate: bool = False,  # noqa: ARG001  (indexing checks anyway)
+    validate: bool = False,  # noqa: ARG001  (it always does)
 ) -> Tensor:
     if prediction.dim() > target.dim():
         prediction = prediction.argmax(1)
-    counted = target != ignore_index if ignore_index is not None else torch.ones_like(target) > 0
+    _check_values(prediction, target, num_classes, ignore_index)
+    counted = torch.ones_like(target, dtype=torch.bool)
+    if ignore_index is not None:
+        counted = target.long() != ignore_index
     bins = target[counted].long() * num_classes + prediction[counted].long()
     counts = torch.bincount(bins, minlength=num_classes**2)
     return counts.view(num_classes, num_classes)
@@ -65,6 +68,7 @@ def confusion_matrix(
             prediction may be anything; None counts all.
         validate: on CUDA, look for ids out of range before counting, which waits for the GPU, so
             that they raise; otherwise they end in a device-side assert.  The CPU always looks.
+            Not within ``torch.compile(fullgraph=True)``.
 
     Returns:
         ``(num_classes, num_classes)`` int64, exact; the rows are the target's classes.
@@ -77,14 +81,12 @@ def confusion_matrix(
     Limits: within ``torch.func`` the reference runs, and ``torch.vmap`` cannot trace that.
     """
     op = "confusion_matrix"
-    _check(prediction, target, num_classes, ignore_index)
+    num_classes = as_integer(op, "num_classes", num_classes)
+    if ignore_index is not None:
+        ignore_index = as_integer(op, "ignore_index", ignore_index)
+    _check(prediction, target, num_classes)
     if validate:
-        named = {"target": target, "prediction": prediction}
-        for argument, ids in named.items():
-            if not ids.is_floating_point():
-                check_classes(
-                    op, argument, ids, classes=num_classes, target=target, ignore_index=ignore_index
-                )
+        _check_values(prediction, target, num_classes, ignore_index)
     if runs_reference(op, prediction):
         return _reference(prediction, target, num_classes, ignore_index=ignore_index)
     result: Tensor = torch.ops.segfuse.confusion_matrix(
@@ -93,7 +95,22 @@ def confusion_matrix(
     return result
 
 
-def _check(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> None:
+def _check_values(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None
+) -> None:
+    for argument, ids in {"target": target, "prediction": prediction}.items():
+        if not ids.is_floating_point():
+            check_classes(
+                "confusion_matrix",
+                argument,
+                ids,
+                classes=num_classes,
+                target=target,
+                ignore_index=ignore_index,
+            )
+
+
+def _check(prediction: Tensor, target: Tensor, num_classes: int) -> None:
     op = "confusion_matrix"
     check_tensor(op, "prediction", prediction)
     check_ids(op, "target", target)
@@ -101,11 +118,10 @@ def _check(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: i
         raise wrong(op, "target", "2 to 4 dimensions (N, *S)", tuple(target.shape))
     if not 1 <= num_classes <= MOST_CLASSES:
         raise wrong(op, "num_classes", f"1 to {MOST_CLASSES}", num_classes)
-    if ignore_index is not None and not isinstance(ignore_index, int):
-        raise TypeError(f"{op}: ignore_index: expected an int or None, got {ignore_index!r}")
     if prediction.device != target.device:
         raise wrong(op, "target", f"prediction's device {prediction.device}", target.device)
     if prediction.is_floating_point():
+        check_tensor(op, "prediction", prediction, floating=True)
         size = (target.shape[0], num_classes, *target.shape[1:])
         if tuple(prediction.shape) != size:
             raise wrong(op, "prediction", f"scores {size}", tuple(prediction.shape))
@@ -167,10 +183,18 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call(ids.bool(), ids, 3), TypeError, "prediction: expected uint8, int8, int16, int32 or"
     yield call(scores, ids, 4), ValueError, "prediction: expected scores (2, 4, 4, 5), got"
     yield call(scores, ids, 0), ValueError, "num_classes: expected 1 to 32768, got 0"
+    yield call(scores, ids, 3.0), TypeError, "num_classes: expected an integer, got 3.0"
+    yield call(scores, ids, 3, ignore_index=2**63), ValueError, "ignore_index: expected an integer"
+    wide = scores.to(torch.float8_e5m2)
+    yield call(wide, ids, 3), TypeError, "prediction: expected float64, float32, float16 or bf"
     yield call(ids, ids[:1], 3), ValueError, "prediction: expected target's shape (1, 4, 5), got"
     yield call(ids[0, 0], ids[0, 0], 3), ValueError, "target: expected 2 to 4 dimensions"
     yield call(scores, ids.to("meta"), 3), ValueError, "target: expected prediction's device"
-    yield call(scores, ids, 3, ignore_index=0.5), TypeError, "ignore_index: expected an int or"
+    yield (
+        call(scores, ids, 3, ignore_index=0.5),
+        TypeError,
+        "ignore_index: expected an integer, got 0.5",
+    )
     beyond = ids.clone()
     beyond[1, 2, 3] = 3
     ids_0_to_2, at = "expected class ids 0 to 2", "got 3 at (1, 2, 3)"

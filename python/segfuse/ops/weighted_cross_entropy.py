@@ -19,7 +19,7 @@ from ..registry import (
     register,
     runs_reference,
 )
-from ._checks import check_classes, check_ids, check_tensor, wrong
+from ._checks import as_integer, check_classes, check_ids, check_tensor, wrong
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 REDUCTIONS = ("none", "mean", "sum")  # as csrc numbers them
@@ -45,24 +45,25 @@ def _reference(
     ignored = torch.zeros_like(ids, dtype=torch.bool)
     if ignore_index is not None:
         ignored = ids == ignore_index
-        ids = ids.masked_fill(ignored, -1)
+    none = torch.iinfo(torch.int64).min  # no id, so that torch refuses all that are no class
+    ids = ids.masked_fill(ignored, none)
     c = None if class_weight is None else class_weight.detach().to(wide)
     loss = cross_entropy(
-        logits.to(wide),
+        logits.to(wide).masked_fill(ignored[:, None], 0),
         ids,
         weight=c,
-        ignore_index=-1,
+        ignore_index=none,
         reduction="none",
         label_smoothing=label_smoothing,
     )
     m = torch.ones_like(loss) if weight_map is None else weight_map.detach().to(wide)
-    loss = loss * m.reshape(loss.shape)
+    m = m.reshape(loss.shape).masked_fill(ignored, 0)
+    loss = loss * m
     if reduction == "none":
         return loss.contiguous()
     if reduction == "sum":
         return loss.sum()
-    weights = m.reshape(loss.shape) * (1 if c is None else c[ids.clamp(min=0)])
-    denominator = weights.masked_fill(ignored, 0).sum()
+    denominator = (m if c is None else m * c[ids.clamp(min=0)]).sum()
     counts = denominator != 0
     return counts * loss.sum() / denominator.where(counts, torch.ones_like(denominator))
 
@@ -85,7 +86,8 @@ def weighted_cross_entropy(
     ``m`` in the map, class weights ``c`` and label smoothing ``e`` of ``K`` classes, has the loss
     ``m ((1 - e) c[t] (-log p[t]) + (e / K) sum_k c[k] (-log p[k]))``, and "mean" divides the sum by
     that of ``m c[t]``.  Without a map this is ``torch.nn.functional.cross_entropy``, save that
-    where all pixels are ignored, or weigh nothing, the mean is 0 with zero gradients, not NaN.
+    where all pixels are ignored, or weigh nothing, the mean is 0 with zero gradients, not NaN
+    (unless a logit that is not ignored is).
 
     One pass forward, which keeps a value a pixel, and one backward: log-probabilities and the
     unweighted loss are not stored.
@@ -102,6 +104,7 @@ def weighted_cross_entropy(
         label_smoothing: 0 to 1.
         validate: on CUDA, look for ids out of range before computing, which waits for the GPU, so
             that they raise; otherwise they end in a device-side assert.  The CPU always looks.
+            Not within ``torch.compile(fullgraph=True)``.
 
     Returns:
         ``(N, *S)`` for "none", else a scalar; float32, or float64 for float64 logits.  Sums are
@@ -119,7 +122,9 @@ def weighted_cross_entropy(
     runs.
     """
     op = "weighted_cross_entropy"
-    _check(logits, target, ignore_index, reduction, label_smoothing)
+    if ignore_index is not None:
+        ignore_index = as_integer(op, "ignore_index", ignore_index)
+    _check(logits, target, reduction, label_smoothing)
     weight_map = _checked_map(logits, target, weight_map)
     class_weight = _checked_class_weight(logits, class_weight)
     if validate:
@@ -153,13 +158,7 @@ def weighted_cross_entropy(
     return result
 
 
-def _check(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int | None,
-    reduction: str,
-    label_smoothing: float,
-) -> None:
+def _check(logits: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> None:
     op = "weighted_cross_entropy"
     check_tensor(op, "logits", logits, floating=True)
     check_ids(op, "target", target)
@@ -170,10 +169,10 @@ def _check(
         raise wrong(op, "target", f"shape {size}", tuple(target.shape))
     if target.device != logits.device:
         raise wrong(op, "target", f"logits' device {logits.device}", target.device)
-    if ignore_index is not None and not isinstance(ignore_index, int):
-        raise TypeError(f"{op}: ignore_index: expected an int or None, got {ignore_index!r}")
     if reduction not in REDUCTIONS:
         raise wrong(op, "reduction", "'none', 'mean' or 'sum'", repr(reduction))
+    if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
+        raise TypeError(f"{op}: label_smoothing: expected a number, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise wrong(op, "label_smoothing", "0 to 1", label_smoothing)
 
@@ -182,7 +181,8 @@ def _check_companion(logits: Tensor, name: str, value: Tensor) -> None:
     op = "weighted_cross_entropy"
     check_tensor(op, name, value)
     if value.dtype not in (logits.dtype, torch.float32):
-        expected = f"logits' dtype {logits.dtype} or torch.float32"
+        other = "" if logits.dtype == torch.float32 else " or torch.float32"
+        expected = f"logits' dtype {logits.dtype}{other}"
         raise TypeError(f"{op}: {name}: expected {expected}, got {value.dtype}")
     if value.device != logits.device:
         raise wrong(op, name, f"logits' device {logits.device}", value.device)
@@ -252,7 +252,7 @@ def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 def _backward_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """In plain PyTorch, from ``grad_logits[k] = g m (a p[k] - b[k])`` and ``dp[k] / dx[j]``."""
-    grad, logits, target, weight_map, class_weight, log_sums, denominator = ctx.saved_tensors
+    grad, logits, target, weight_map, class_weight, _, denominator = ctx.saved_tensors
     ignore_index, reduction, smoothing = ctx.options
     wide, classes = _wide(logits), logits.shape[1]
     ids = target.long()
@@ -264,11 +264,11 @@ def _backward_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     c = c.reshape(kinds)
     hot = ids[:, None] == torch.arange(classes, device=ids.device).reshape(kinds)
     b = (1 - smoothing) * c * hot + smoothing / classes * c  # (N, C, *S)
-    m = torch.ones_like(log_sums) if weight_map is None else weight_map.to(wide)
+    m = torch.ones_like(ids, dtype=wide) if weight_map is None else weight_map.to(wide)
     if REDUCTIONS[reduction] == "mean":
         m = m * torch.where(denominator == 0, 0, 1 / denominator)
     m = m.masked_fill(ignored, 0)[:, None]
-    p = (logits.to(wide) - log_sums[:, None]).exp().masked_fill(ignored[:, None], 0)
+    p = logits.to(wide).softmax(1).masked_fill(ignored[:, None], 0)
     a, v = b.sum(1, keepdim=True), v.to(wide)
     of_grad = (v * m * (a * p - b)).sum(1)
     of_grad = of_grad if reduction == 0 else of_grad.sum()
@@ -324,7 +324,7 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
         return Sample(args, kwargs)
 
     yield call(1, target), TypeError, "logits: expected a torch.Tensor, got int"
-    yield call(target, target), TypeError, "logits: expected a floating dtype, got torch.uint8"
+    yield call(target, target), TypeError, "logits: expected float64, float32, float16 or"
     yield call(logits, target.float()), TypeError, "target: expected uint8, int8, int16, int32 or"
     yield call(logits[0, 0], target), ValueError, "logits: expected (N, C, *S) with one to three"
     yield call(logits[:, :0], target), ValueError, "logits: expected (N, C, *S) with one to three"
@@ -334,8 +334,9 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call(logits, target, weight_map=wide), TypeError, "weight_map: expected logits' dtype"
     yield call(logits, target, weight_map=make(2, 5, 4)), ValueError, "weight_map: expected shape"
     yield call(logits, target, class_weight=make(4)), ValueError, "class_weight: expected shape (3"
-    yield call(logits, target, ignore_index="a"), TypeError, "ignore_index: expected an int or None"
+    yield call(logits, target, ignore_index="a"), TypeError, "ignore_index: expected an integer"
     yield call(logits, target, reduction="all"), ValueError, "reduction: expected 'none', 'mean' or"
+    yield call(logits, target, label_smoothing="a"), TypeError, "label_smoothing: expected a number"
     yield call(logits, target, label_smoothing=2.0), ValueError, "label_smoothing: expected 0 to 1"
     beyond = target.clone()
     beyond[1, 2, 3] = 3

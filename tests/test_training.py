@@ -769,3 +769,10 @@ def test_says_little(
     assert out == ""
     assert "training" in err
     assert "mean IU" in err
+
+
+def test_refuses_labels_that_show_one_class(data: dict[str, Path], tmp_path: Path) -> None:
+    """As where three names make 255, the foreground of these masks, void."""
+    with pytest.raises(UserError, match="show no class but a: see how the labels were read"):
+        fit(**data, output=tmp_path / "a", **SMALL, names=("a", "b", "c"))
+    assert not (tmp_path / "a").exists()

@@ -87,6 +87,7 @@ def predict(
     threads: Threads = None,
 ) -> None:
     """Segment images with a trained network; writes label pictures under the images' names."""
+    from .data.pairs import number
     from .prediction import predict_files
 
     written = predict_files(
@@ -99,7 +100,7 @@ def predict(
         threads=threads,
         progress=True,
     )
-    say(f"{len(written)} files written to {output}")
+    say(f"{number(len(written), 'file')} written to {output}")
 
 
 @app.command()
@@ -125,6 +126,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare predicted with true label pictures: accuracies and intersection over union."""
+    from .data.pairs import number
     from .evaluation import evaluate as compare
     from .files import whole
 
@@ -142,7 +144,7 @@ def evaluate(
         progress=True,
     )
     say(
-        f"{len(found.files)} pictures, {found.scores.pixels:,} pixels that count, "
+        f"{number(len(found.files), 'picture')}, {found.scores.pixels:,} pixels that count, "
         f"{found.void:,} that do not",
         f"labels read as {found.coding.kind}, predictions as {found.prediction_coding.kind}",
     )

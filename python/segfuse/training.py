@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import pictures
@@ -164,6 +165,15 @@ def fit(
         for side, name in zip(sides, ("train on", "validate with"), strict=True):
             if side and all((picture.target == coding.VOID).all() for picture in side):
                 raise UserError(f"{labels}: the pictures to {name} have no pixel that counts")
+        seen = np.zeros(256, np.int64)
+        for picture in sides[0]:
+            seen += np.bincount(picture.target.ravel(), minlength=256)
+        if np.count_nonzero(seen[: coding.classes]) == 1:
+            only = coding.names[int(seen[: coding.classes].argmax())]
+            raise UserError(
+                f"{labels}: the pictures to train on show no class but {only}: see how the labels "
+                "were read (segfuse inspect), and set kind, classes or ignore"
+            )
         channels = len(sides[0][0].image)
         network = {"name": model, "in_channels": channels, "classes": coding.classes, **network}
         options = fit_together(options, network, sides[0], exact=patch is not None)

@@ -258,6 +258,19 @@ def test_compiles_with_inductor(spec: OpSpec, device: str) -> None:
     assert torch.equal(torch.compile(twice, fullgraph=True)(*s.args), twice(*s.args))
 
 
+@on_devices
+@pytest.mark.parametrize("spec", SPECS)
+def test_exports(spec: OpSpec, device: str) -> None:
+    s = next(samples(spec, device, torch.float32))
+
+    class Module(torch.nn.Module):
+        def forward(self, *args: Any) -> Any:
+            return spec.function(*args, **s.kwargs)
+
+    program = torch.export.export(Module(), s.args)
+    assert torch.equal(bits(program.module()(*s.args)), bits(spec.function(*s.args, **s.kwargs)))
+
+
 @on_backends
 @pytest.mark.parametrize("spec", SPECS)
 def test_failures_raise_and_say_why(spec: OpSpec, backend: str) -> None:

@@ -157,7 +157,7 @@ struct ReducePolicy {
   static constexpr int values = 16384;  // that it may hold for them: 64 KiB of floats, in the cache
   static constexpr int64_t grain = 4096;  // pixels a thread counts at least
   static constexpr int64_t tables = 4;  // so that equal bins in a row need not wait for each other
-  static constexpr int64_t table = 1024;  // bins; larger tables are not multiplied
+  static constexpr int64_t table = 1024;  // bins; more are counted in the result itself
 };
 
 // The sum of n values, in an order that vectorises.

@@ -15,6 +15,24 @@ void define(torch::stable::detail::StableLibrary& m) {
   m.def("crop_concat_out(Tensor skip, Tensor up, Tensor(a!) out) -> ()");
   m.def("crop_concat_backward(Tensor grad, SymInt[] skip_size) -> Tensor");
   m.def(
+      "gather_tiles(Tensor image, Tensor corners, SymInt[] size, int border, float fill, "
+      "ScalarType "
+      "dtype, Tensor? scale, Tensor? shift) -> Tensor");
+  m.def(
+      "gather_tiles_out(Tensor image, Tensor corners, int border, float fill, Tensor? scale, "
+      "Tensor? shift, Tensor(a!) out) -> ()");
+  m.def(
+      "gather_tiles_backward(Tensor grad, Tensor corners, SymInt[] size, int border, Tensor? "
+      "scale) "
+      "-> Tensor");
+  m.def("stitch_tiles(Tensor tiles, Tensor corners, SymInt[] size, Tensor? window) -> Tensor");
+  m.def("stitch_tiles_out(Tensor tiles, Tensor corners, Tensor? window, Tensor(a!) out) -> ()");
+  m.def(
+      "stitch_tiles_argmax(Tensor tiles, Tensor corners, SymInt[] size, Tensor? window) -> Tensor");
+  m.def(
+      "stitch_tiles_argmax_out(Tensor tiles, Tensor corners, Tensor? window, Tensor(a!) out) -> "
+      "()");
+  m.def(
       "weighted_cross_entropy(Tensor logits, Tensor target, Tensor? weight_map, Tensor? "
       "class_weight, "
       "int? ignore_index, int reduction, float label_smoothing) -> (Tensor, Tensor, Tensor)");

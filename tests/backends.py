@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -123,15 +124,13 @@ def in_layout(sample: registry.Sample, layouts: tuple[str, str]) -> registry.Sam
     """The sample with its first tensor in one layout and the others in another."""
     left = iter([layouts[0]] + [layouts[1]] * len(sample.args))
     args = [LAYOUTS[next(left)](a) if isinstance(a, Tensor) else a for a in sample.args]
-    return with_kwargs(
-        registry.Sample(tuple(args), sample.kwargs, sample.name), LAYOUTS[layouts[1]]
-    )
+    return with_kwargs(replace(sample, args=tuple(args)), LAYOUTS[layouts[1]])
 
 
 def with_kwargs(sample: registry.Sample, change: Callable[[Tensor], Tensor]) -> registry.Sample:
     """The sample with its keyword arguments that are tensors changed."""
     kwargs = {k: change(v) if isinstance(v, Tensor) else v for k, v in sample.kwargs.items()}
-    return registry.Sample(sample.args, kwargs, sample.name)
+    return replace(sample, kwargs=kwargs)
 
 
 def requiring_grad(sample: registry.Sample) -> registry.Sample:
@@ -140,4 +139,4 @@ def requiring_grad(sample: registry.Sample) -> registry.Sample:
             return value.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         return value
 
-    return registry.Sample(tuple(map(ask, sample.args)), sample.kwargs, sample.name)
+    return replace(sample, args=tuple(map(ask, sample.args)))

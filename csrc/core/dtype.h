@@ -23,6 +23,8 @@ template <class... Ts>
 struct Types {};
 
 using Floating = Types<float, double, Half, BFloat16>;
+using Numbers = Types<float, double, Half, BFloat16, bool, uint8_t, int8_t, uint16_t, int16_t,
+                      uint32_t, int32_t, uint64_t, int64_t>;
 
 template <class... Ts, class F>
 void visit(Types<Ts...>, ScalarType dtype, const char* op, const F& f) {
@@ -33,6 +35,17 @@ void visit(Types<Ts...>, ScalarType dtype, const char* op, const F& f) {
   };
   check((matches.template operator()<Ts>() || ...), op, ": dtype ",
         torch::headeronly::toString(dtype), " is not supported");
+}
+
+// The same within a functor, for a dtype that was checked before.
+template <class... Ts, class F>
+SEGFUSE_FUNCTOR void visit_known(Types<Ts...>, ScalarType dtype, const F& f) {
+  const auto matches = [&]<class T>() {
+    if (dtype != torch::headeronly::CppTypeToScalarType<T>::value) return false;
+    f.template operator()<T>();
+    return true;
+  };
+  (void)(matches.template operator()<Ts>() || ...);
 }
 
 // For operators that only move elements: an unsigned type of the element's size.

@@ -20,6 +20,20 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 namespace SEGFUSE_BACKEND {
 
+// a b + c, rounded twice on CUDA as well, whose compiler would fuse the two.
+template <class T>
+SEGFUSE_FUNCTOR T multiply_add(T a, T b, T c) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, double>) {
+    return __dadd_rn(__dmul_rn(a, b), c);
+  } else {
+    return __fadd_rn(__fmul_rn(a, b), c);
+  }
+#else
+  return a * b + c;
+#endif
+}
+
 #if SEGFUSE_CUDA_SOURCE
 
 template <class T>

@@ -19,6 +19,15 @@
 //   int64_t to_next, from_next;               each so many elements behind the one before
 //   const T* at(const Row&, int64_t x, int64_t n) const;
 //                                             where those elements lie in memory, or nullptr
+//
+// One whose rows are made of unlike runs has
+//
+//   struct Run { int64_t end; bool skip; ... };   ends before element `end`; whether its elements
+//                                             are left as they are
+//   Run run(const Row&, int64_t x) const;     the run that element x lies in
+//
+// and takes a Run in place of a Row in operator() and at(), for elements of that run alone;
+// `alike` is then a member of a run that fills its row.
 #pragma once
 
 #include "core/split.h"
@@ -39,7 +48,26 @@ namespace segfuse::SEGFUSE_BACKEND {
 enum class Memory { fresh, reused };
 
 template <class F>
-concept Moves = requires(const F& f, const typename F::Row& row) { f.at(row, 0, 0); };
+concept HasRuns = requires { typename F::Run; };
+
+template <class F>
+concept Moves = requires(const F& f, const typename F::Row& row) { f.at(row, 0, 0); } ||
+                requires(const F& f, const typename F::Run& run) { f.at(run, 0, 0); };
+
+// What element x of a row lies in: its run, or the row as a whole.
+template <class Row>
+struct WholeRow : Row {
+  int64_t end;
+  static constexpr bool skip = false;
+};
+template <class F>
+SEGFUSE_FUNCTOR auto run_at(const F& f, const typename F::Row& row, int64_t x) {
+  if constexpr (HasRuns<F>) {
+    return f.run(row, x);
+  } else {
+    return WholeRow<typename F::Row>{row, row.size};
+  }
+}
 
 #if SEGFUSE_CUDA_SOURCE
 
@@ -49,7 +77,23 @@ struct RowPolicy {
   static constexpr unsigned threads = 256;    // a block
   static constexpr int packs_a_thread = 8;    // a row that is longer is shared by several blocks
   static constexpr int64_t blocks = 1 << 30;  // at most; threads go on to further rows
+  static constexpr int width = 16;            // elements that a functor has at once, at most
 };
+
+// Calls body(begin, n) for pieces of n elements of at most RowPolicy::width.
+template <class N>
+SEGFUSE_FUNCTOR void for_each_block(N n, const auto& body) {
+  body(0, n);
+}
+
+// Calls body(i) for i from begin to end, within 0 to n - 1, by indices that the compiler knows.
+template <class N>
+SEGFUSE_FUNCTOR void for_each_within(N n, int64_t begin, int64_t end, const auto& body) {
+  SEGFUSE_UNROLL
+  for (int i = 0; i < n; ++i) {
+    if (i >= begin && i < end) body(i);
+  }
+}
 
 // How blocks of threads cover rows: `lanes` threads work on a row, `columns` blocks side by side.
 struct RowGrid {
@@ -69,7 +113,7 @@ struct RowGrid {
 
 template <class F, size_t n>
 struct RowParts {
-  F part[n];
+  std::array<F, n> part;
   RowGrid grid[n];
 };
 
@@ -90,22 +134,27 @@ __global__ void fill_rows(const __grid_constant__ RowParts<F, n> parts) {
     const bool dense = row.step == 1 && askew % sizeof(T) == 0;
     for (int64_t x = first - (dense ? askew / sizeof(T) : 0); x < row.size;
          x += int64_t{grid.columns} * grid.lanes * pack) {
-      if (dense && x >= 0 && x + pack <= row.size) {
+      const int64_t begin = x < 0 ? 0 : x, end = x + pack < row.size ? x + pack : row.size;
+      auto run = run_at(f, row, begin);
+      if (dense && end - begin == pack && run.end >= end) {
+        if (run.skip) continue;
         auto* to = reinterpret_cast<uint4*>(row.to + x);
         if constexpr (Moves<F>) {
-          const T* from = f.at(row, x, pack);
+          const T* from = f.at(run, x, pack);
           if (from && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
             *to = *reinterpret_cast<const uint4*>(from);
             continue;
           }
         }
         alignas(16) T values[pack];
-        f(row, x, std::integral_constant<int, pack>{}, values);
+        f(run, x, std::integral_constant<int, pack>{}, values);
         *to = *reinterpret_cast<const uint4*>(values);
       } else {
-        for (int64_t i = x < 0 ? 0 : x; i < row.size && i < x + pack; ++i) {
-          T value;
-          f(row, i, std::integral_constant<int, 1>{}, &value);
+        for (int64_t i = begin; i < end; ++i) {
+          if (i >= run.end) run = run_at(f, row, i);
+          if (run.skip) continue;
+          T value{};
+          f(run, i, std::integral_constant<int, 1>{}, &value);
           row.to[i * row.step] = value;
         }
       }
@@ -116,10 +165,9 @@ __global__ void fill_rows(const __grid_constant__ RowParts<F, n> parts) {
 // Fills the rows of all parts of the output, in one launch.
 template <class F, size_t n>
 void for_each_row(const Tensor& out, Memory, const std::array<F, n>& parts) {
-  RowParts<F, n> all;
+  RowParts<F, n> all{parts, {}};
   unsigned blocks = 0;
   for (size_t p = 0; p < n; ++p) {
-    all.part[p] = parts[p];
     const int64_t rows = parts[p].longest() > 0 ? parts[p].rows() : 0;
     all.grid[p] = RowGrid(rows, parts[p].longest(), 16 / sizeof(typename F::Value));
     blocks += all.grid[p].blocks;
@@ -137,7 +185,21 @@ struct RowPolicy {
   static constexpr int64_t longest = 65536;  // bytes; longer rows are split among threads
   static constexpr int64_t buffer = 2048;    // bytes computed before they are streamed
   static constexpr int64_t streamed = 240;   // bytes; rows shorter than this do not gain
+  static constexpr int width = 512;          // elements that a functor has at once, at most
 };
+
+// Calls body(begin, n) for pieces of n elements of at most RowPolicy::width.
+SEGFUSE_FUNCTOR void for_each_block(int64_t n, const auto& body) {
+  for (int64_t begin = 0; begin < n; begin += RowPolicy::width) {
+    body(begin, std::min<int64_t>(RowPolicy::width, n - begin));
+  }
+}
+
+// Calls body(i) for i from begin to end, within 0 to n - 1.
+SEGFUSE_FUNCTOR void for_each_within(int64_t n, int64_t begin, int64_t end, const auto& body) {
+  const int64_t last = std::min(end, n);
+  for (int64_t i = std::max<int64_t>(begin, 0); i < last; ++i) body(i);
+}
 
 // Copies bytes, 32 at a time (64 would mostly straddle cache lines); the last overlap those before.
 // Long runs are left to libc, which has the processor move them without reading what is
@@ -212,31 +274,43 @@ SEGFUSE_FUNCTOR void move(T* to, const T* from, int64_t n, LineWriter& writer) {
   past_cache ? writer.write(bytes_to, bytes_from, bytes) : copy(bytes_to, bytes_from, bytes);
 }
 
-// Fills elements [x, end) of a row.
+// Fills elements [x, end) of a row, which lie in one run.
 template <bool past_cache, class F, class Row>
-SEGFUSE_FUNCTOR void fill_row(const F& f, const Row& row, int64_t x, int64_t end,
+SEGFUSE_FUNCTOR void fill_run(const F& f, const Row& row, const auto& run, int64_t x, int64_t end,
                               LineWriter& writer) {
   using T = typename F::Value;
   if constexpr (Moves<F>) {
-    if (const T* from = row.step == 1 ? f.at(row, x, end - x) : nullptr) {
+    if (const T* from = row.step == 1 ? f.at(run, x, end - x) : nullptr) {
       move<past_cache>(row.to + x, from, end - x, writer);
       return;
     }
   }
-  if (row.step == 1 && !past_cache) {
-    f(row, x, end - x, row.to + x);
-    return;
-  }
+  // Straight to the output in one go, or by way of a buffer; f stands here once, since it is
+  // inlined.
+  const bool straight = row.step == 1 && !past_cache;
   constexpr int64_t block = RowPolicy::buffer / sizeof(T);
   alignas(64) T values[block];
-  for (; x < end; x += block) {
-    const int64_t n = std::min(block, end - x);
-    f(row, x, n, values);
-    if (row.step == 1) {
+  while (x < end) {
+    const int64_t n = straight ? end - x : std::min(block, end - x);
+    f(run, x, n, straight ? row.to + x : values);
+    if (!straight && row.step == 1) {
       move<past_cache>(row.to + x, values, n, writer);
-    } else {
+    } else if (!straight) {
       for (int64_t i = 0; i < n; ++i) row.to[(x + i) * row.step] = values[i];
     }
+    x += n;
+  }
+}
+
+// Fills elements [x, end) of a row.
+template <bool past_cache, class F, class Row>
+SEGFUSE_FUNCTOR void fill_row(const F& f, const Row& row, int64_t x, int64_t end,
+                              LineWriter& writer) {
+  while (x < end) {
+    const auto run = run_at(f, row, x);
+    const int64_t stop = std::min(run.end, end);
+    if (!run.skip) fill_run<past_cache>(f, row, run, x, stop, writer);
+    x = stop;
   }
 }
 
@@ -272,9 +346,11 @@ struct Pieces {
   template <bool past_cache>
   SEGFUSE_FUNCTOR int64_t move_rows(const auto& row, int64_t most, LineWriter& writer) const {
     if constexpr (Moves<F>) {
-      const auto* from = row.step == 1 && per_row == 1 ? f.at(row, 0, row.size) : nullptr;
+      if (row.step != 1 || per_row != 1 || row.size == 0) return 0;
+      const auto run = run_at(f, row, 0);
+      const auto* from = run.end >= row.size && !run.skip ? f.at(run, 0, row.size) : nullptr;
       if (!from) return 0;
-      const int64_t rows = std::min(row.alike + 1, most);
+      const int64_t rows = std::min(run.alike + 1, most);
       auto* to = row.to;
       for (int64_t i = 0; i < rows; ++i, to += f.to_next, from += f.from_next) {
         move<past_cache>(to, from, row.size, writer);

@@ -5,6 +5,7 @@
 //
 // The largest score wins, of equal ones the lowest class, and the first NaN before all others, as
 // in torch.argmax. Counts are integers, so their order does not matter.
+#include "core/argmax.h"
 #include "core/reduce.h"
 
 namespace segfuse::SEGFUSE_BACKEND {
@@ -46,32 +47,11 @@ struct FromScores {
 
   template <class N>
   SEGFUSE_FUNCTOR void operator()(const Pixel& p, N n, int* bin) const {
-    alignas(64) Acc best[ReducePolicy::width];
-    alignas(64) int at[ReducePolicy::width];
+    Argmax<Acc, ReducePolicy::width> predicted;
     target.read(p, n, bin);
-    const T* x = scores + strides.offset(p);
-    const int64_t step = strides.step(), channel = strides.channel;
-    const int classes = static_cast<int>(target.count);
-    for (int64_t i = 0; i < n; ++i) {
-      best[i] = static_cast<Acc>(x[i * step]);
-      at[i] = 0;
-    }
-    const auto take = [&](int64_t i, int k, T value) {
-      const auto score = static_cast<Acc>(value);
-      const bool better = score > best[i] || (score != score && best[i] == best[i]);
-      best[i] = better ? score : best[i];
-      at[i] = better ? k : at[i];
-    };
-    if (step == 1) {
-      for (int k = 1; k < classes; ++k) {
-        for (int64_t i = 0; i < n; ++i) take(i, k, x[k * channel + i]);
-      }
-    } else {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int k = 1; k < classes; ++k) take(i, k, x[i * step + k * channel]);
-      }
-    }
-    FromIds::join(target.count, n, at, bin);
+    predicted.take_all(scores + strides.offset(p), strides.step(), strides.channel,
+                       static_cast<int>(target.count), n);
+    FromIds::join(target.count, n, predicted.at, bin);
   }
 };
 

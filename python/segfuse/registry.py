@@ -70,6 +70,8 @@ class Sample:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    differentiable: bool = True
+    """Whether the result has a gradient, where the operator is differentiable at all."""
 
 
 Make = Callable[..., Tensor]

@@ -105,9 +105,7 @@ def test_layouts_agree() -> None:
     ],
 )
 def test_layouts_that_are_refused(image: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"image: expected (an array \(H, W, 3\)|a tensor \(3, H, W\))"
-    ):
+    with pytest.raises(ValueError, match="predict: image: "):
         predict(unet("same", channels=3), image)
 
 
@@ -116,7 +114,7 @@ def test_model_that_says_nothing_of_sizes() -> None:
     assert np.array_equal(predict(Pointwise(), image, output="scores"), [image, 1 - image])
     assert np.array_equal(predict(Pointwise(), image), image < 0.5)
     pooled = nn.Sequential(Pointwise(), nn.MaxPool2d(2))
-    with pytest.raises(ValueError, match=r"scores of the image's size \(5, 6\), got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"scores of the image's size, got \(2, 3\)"):
         predict(pooled, image)
 
 
@@ -148,7 +146,7 @@ def test_precision() -> None:
 
 
 def test_arguments_that_are_refused() -> None:
-    with pytest.raises(ValueError, match="output: expected labels"):
+    with pytest.raises(ValueError, match="output: expected one of labels"):
         predict(Pointwise(), noise(2, 2), output="classes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="device: expected auto, cpu"):
         predict(Pointwise(), noise(2, 2), device="tpu")

@@ -1,7 +1,8 @@
 """Fused operators for dense prediction in PyTorch, and the networks that they were made for.
 
 ``segfuse.ops`` holds the operators, ``segfuse.nn`` modules over them, ``segfuse.models`` the
-networks.  Importing registers ``torch.ops.segfuse``; it needs torch and NumPy alone.
+networks, ``segfuse.geometry`` tells where each output pixel of any network comes from.  Importing
+registers ``torch.ops.segfuse``; it needs torch and NumPy alone.
 
 ``fit``, ``resume``, ``predict``, ``predict_files``, ``evaluate`` and ``inspect`` are the program,
 as functions; what they need (``pip install 'segfuse[cli]'``) is imported when they are first used.
@@ -13,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from . import _library, models, nn, ops
+from . import _library, geometry, models, nn, ops
 
 if TYPE_CHECKING:
     from .data import inspect
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "geometry",
     "inspect",
     "models",
     "nn",

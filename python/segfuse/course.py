@@ -117,7 +117,8 @@ class Validation:
 
     def _predict(self, model: nn.Module, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         tensor = torch.from_numpy(image)
-        return predict(model, tensor, device=self.device, precision=self.precision)
+        found = predict(model, tensor, device=self.device, precision=self.precision, progress=False)
+        return np.asarray(found)
 
 
 class Course(Callback):

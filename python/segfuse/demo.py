@@ -282,7 +282,7 @@ def _train(
 
 def _predict(model: UNet, image: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Predict the foreground (H, W) of a normalised image (1, H, W), mirrored at its border."""
-    return np.asarray(predict(model, torch.from_numpy(image)) == 1)
+    return np.asarray(predict(model, torch.from_numpy(image), progress=False) == 1)
 
 
 def _score(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Score:

@@ -1,20 +1,23 @@
-"""Predicting images: one in memory, or files."""
+"""Predicting images of any size: one in memory or on disk, or files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .devices import autocast, channels_last, check_precision, choose
+from .devices import choose
 from .devices import threads as use_threads
 from .errors import UserError
+from .tiling.job import Asked, Job, Result, expected
+from .tiling.progress import Progress
+from .tiling.sources import sources
 
 if TYPE_CHECKING:
     from .run import Run
@@ -22,67 +25,117 @@ if TYPE_CHECKING:
 __all__ = ["predict", "predict_files"]
 
 _KEPT = (".png", ".tif", ".tiff")  # what label files can be written as
-_BYTE = 256
 
 
 def predict(
     model: nn.Module | Run | str | Path,
-    image: NDArray[Any] | Tensor,
+    image: Any,
     *,
-    output: Literal["labels", "probabilities", "scores"] = "labels",
+    out: Any = None,
+    axes: str | None = None,
+    tile: int | Sequence[int] | Literal["auto"] = "auto",
+    memory: int | str | None = None,
+    batch: int | Literal["auto"] = "auto",
+    border: Literal["mirror", "symmetric", "edge", "constant"] = "mirror",
+    output: Literal["labels", "scores", "probabilities"] = "labels",
+    blend: Literal["gaussian", "hann"] | None = None,
+    overlap: float | Sequence[int] | None = None,
+    augment: Literal["d4"] | None = None,
+    margin: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
-) -> NDArray[Any]:
-    """Segment one image, whole.
+    progress: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Any:
+    """Segment an image of any size with any convolutional network, tile by tile, without a seam.
 
-    A model with `margin` and `nearest_sizes`, as `segfuse.models.UNet` has, gets the image with as
-    much mirrored context around it as it needs, so that any size from one pixel on goes in. Any
-    other is given the image as it is, and must return scores of its size.
+    The overlap-tile strategy of Ronneberger, Fischer and Brox 2015, section 2, made exact: the
+    margin by which tiles must overlap and the grid on which they must start are derived from the
+    network (:mod:`segfuse.geometry`), so that the result is that of the whole image at once, up to
+    rounding. An image at which the network runs and gives scores of the image's size is taken as it
+    is; any other is continued beyond its border, by as much as the network eats and up to the next
+    size that it takes.
 
     Args:
-        model: maps images (N, C, *S) to logits (N, K, *S'); or a run, or the path of its folder,
-            whose best weights and normalisation are used. A module's mode is put back afterwards.
-        image: array (*S) or (*S, C), or tensor (*S) or (C, *S), without (*S) axes of length zero.
+        model: maps images (N, C, *S), one to three spatial axes, to scores (N, K, *S') of the same
+            resolution (of several outputs, the first tensor is taken); or a run, or the path of its
+            folder, whose best weights and normalisation are used.
+        image: tensor (C, *S) or (N, C, *S); array, memory map, zarr or dask array, or whatever else
+            has shape, dtype and slices, (*S) or (*S, C); or the path of a TIFF, zarr, PNG or JPEG.
             With a run, grey values as in the files that it was trained on; with a module, what it
-            takes. The number of axes in S is the model's attribute `dims`, else 2.
-        output: "labels": the class of the highest score. "probabilities": softmax of the scores.
+            takes.
+        out: where the result goes: an array of its shape, or a path that ends in ".tif" (tiled
+            BigTIFF) or ".zarr" (zarr 3 with OME-Zarr's axes). None: an array is returned.
+        axes: the image's axes, if they are not as above: a letter each of Z, Y, X (space), C or S
+            (channels), N or T (a batch of images; Z too where the network has two dimensions).
+        tile: the network's input size, margins included, an axis; the next size is taken that the
+            network's stride allows, and at least one stride is left after the margins. "auto": the
+            image at once if `memory` allows, else the tiles with the least to compute that fit.
+        memory: bytes, or a text such as "1.5GB", for the network's maps and the bands that are read
+            and written. None: 1 GiB on a CPU, 80 % of what is free on a GPU. An estimate: the
+            libraries' own workspaces come on top.
+        batch: tiles that are computed together. "auto": 1 on a CPU, on a GPU as `memory` allows.
+        border: how the image is continued where the network needs context: "mirror" (the border
+            pixel not repeated), "symmetric", "edge", or "constant" (zeros).
+        output: "labels": the class of the highest score; "probabilities": softmax of the scores.
+        blend: for networks that look everywhere (instance normalisation, attention, ...) no tiling
+            is exact. "gaussian" and "hann" average overlapping tiles by that window instead.
+        overlap: with `blend`, of neighbouring tiles: a share of the tile below 1, or pixels.
+        augment: "d4": average the probabilities (for "scores" the scores) of the eight turned and
+            mirrored copies (section 3.1 of the paper averages seven turned ones); the last two axes
+            are turned.
+        margin: take the user's word in place of the network's graph: pixels a side that an output
+            pixel may depend on.
+        stride: with `margin`: the step on which tiles must start.
         device: None: where the module's parameters are, for a run "auto". A module is moved there.
-        precision: "32", "bf16" or "16" (CUDA only). None: for a run that of its training where the
-            device can, else "32".
+        precision: "32", "bf16", "16" (CUDA only) or "auto". None: for a run that of its training
+            where the device can, else "32".
+        progress: show a bar on a terminal, and say what happens; the bar needs rich.
+        resume: go on with what was killed, where `out` is a path; the same model, image and options
+            are required, and the result is the same to the bit.
+        overwrite: where `out` is a path, replace what is there.
 
     Returns:
-        "labels": (*S) uint8, for more than 256 classes int64. Else (K, *S) float32.
+        `out`, a path as `Path`, or an array: NumPy, for a tensor a tensor on its device. "labels":
+        (*S) uint8, from 257 classes int16, from 32769 int32. Else (K, *S) float32, float64 for a
+        network in float64. With a batch axis (N, *S) and (N, K, *S).
 
     Raises:
-        ValueError: an argument out of its range, an image of another shape or channel count, a
-            model that returns another size.
-        UserError: a run that cannot be opened, a device that is not there.
+        ValueError: an argument out of its range, axes that can be read two ways, another channel
+            count, a network that cannot be tiled exactly while the image does not fit as a whole;
+            the text names the layer.
+        UserError: a file that cannot be read or written, a device that is not there, an image,
+            model or option that changed since the run that is to be resumed.
 
     Limits:
-        The whole image and its maps must fit into the device's memory: a UNet takes 20 to 25 bytes
-        a pixel for each of its `base` channels.
+        The network's output must have the image's resolution, and must not depend on the values in
+        ways that its graph does not show. Interpolation that depends on the size of the image
+        (``align_corners=True``) is sampled at positions of the whole image; such tiles are computed
+        one by one. The eight copies are turned tiles of the continued image. In three dimensions a
+        band holds whole planes.
     """
-    if output not in {"labels", "probabilities", "scores"}:
-        raise ValueError(
-            f"predict: output: expected labels, probabilities or scores, got {output!r}"
-        )
-    if isinstance(model, nn.Module):
-        where = choose(device or next(model.parameters(), torch.empty(0)).device)
-        network = model.to(where)
-        pixels = _channels_first(network, image)
-    else:
-        run = _opened(model)
-        where = choose(device or "auto")
-        precision = precision or _supported(run.precision, where)
-        network = run.network(where)
-        pixels = run.normalisation(_channels_first(network, image))
-    scores = _scores(network, pixels, where, check_precision(precision or "32", where))
-    if output == "probabilities":
-        return np.asarray(scores.softmax(0).cpu().numpy())
-    if output == "scores":
-        return np.asarray(scores.cpu().numpy())
-    labels = scores.argmax(0)
-    return np.asarray((labels.byte() if len(scores) <= _BYTE else labels).cpu().numpy())
+    path = Path(out) if isinstance(out, (str, Path)) else None
+    if path is None and (resume or overwrite):
+        raise ValueError("predict: out: expected a path with resume or overwrite")
+    asked = Asked(output, border, tile, memory, batch, blend, overlap, augment, margin, stride)
+    job = Job.of(model, asked, device, precision)
+    channels, dims = expected(job.model)
+    images, batched = sources(image, axes=axes, channels=channels, dims=dims)
+    work = job.prepare(images, batched=batched)
+    with Progress(sum(prod(i.shape[1:]) for i in images), shown=progress) as show:
+        if path is not None:
+            with closing(work.file(path, resume=resume, overwrite=overwrite)) as target:
+                work.run(target, show)
+            return path
+        if out is not None:
+            work.run(work.array(out), show)
+            return out
+        result = Result(work)
+        work.run(result, show)
+    filled = result.filled()
+    return filled.to(image.device) if isinstance(image, Tensor) else filled.numpy()
 
 
 def predict_files(
@@ -145,11 +198,15 @@ def predict_files(
         for file, targets in _shown(jobs, progress=progress):
             pages = [page.transpose(1, 2, 0) for page in read_image(file)]
             if probabilities:
-                scores = np.stack([predict(run, p, output="scores", device=where) for p in pages])
+                scores = np.stack(
+                    [predict(run, p, output="scores", device=where, progress=False) for p in pages]
+                )
                 write_scores(targets[1], torch.from_numpy(scores).softmax(1).numpy())
                 labels = scores.argmax(1).astype(np.uint8)
             else:
-                labels = np.stack([predict(run, page, device=where) for page in pages])
+                labels = np.stack(
+                    [predict(run, page, device=where, progress=False) for page in pages]
+                )
             write_labels(targets[0], run.coding.decode(labels), palette=run.coding.palette)
             written += targets
     return written
@@ -161,68 +218,6 @@ def _opened(run: Run | str | Path) -> Run:
 
         return Run.open(run)
     return run
-
-
-def _supported(precision: str, device: torch.device) -> str:
-    return "32" if precision == "16" and device.type != "cuda" else precision
-
-
-def _channels_first(model: nn.Module, image: NDArray[Any] | Tensor) -> NDArray[Any]:
-    """Return the image as an array (C, *S)."""
-    dims, channels = getattr(model, "dims", 2), getattr(model, "in_channels", None)
-    if isinstance(image, Tensor):
-        array, kind, axis = image.detach().cpu().numpy(), "a tensor", 0
-    else:
-        array, kind, axis = np.asarray(image), "an array", -1
-    if array.ndim == dims:
-        array = array[None]
-    elif array.ndim == dims + 1:
-        array = np.moveaxis(array, axis, 0)
-    if array.ndim != dims + 1 or len(array) != (channels or len(array)) or not array.size:
-        axes: list[Any] = ["D", "H", "W"][3 - dims :]
-        axes.insert(axis if axis == 0 else dims, channels or "C")
-        wanted = ", ".join(map(str, axes))
-        raise ValueError(
-            f"predict: image: expected {kind} ({wanted}), got shape {tuple(image.shape)}"
-        )
-    return array
-
-
-@torch.inference_mode()
-def _scores(model: nn.Module, image: NDArray[Any], device: torch.device, precision: str) -> Tensor:
-    """Compute scores (K, *S) float32, on the device, of an image (C, *S)."""
-    size = image.shape[1:]
-    padded = hasattr(model, "margin") and hasattr(model, "nearest_sizes")
-    if padded:
-        framed: Any = model  # tells how much context it needs
-        margin = framed.margin
-        border = [(margin, framed.nearest_sizes(n + 2 * margin)[1] - n - margin) for n in size]
-        image = np.pad(image, [(0, 0), *border], mode="reflect")
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    kind = np.float64 if dtype == torch.float64 else np.float32
-    batch = torch.from_numpy(np.ascontiguousarray(image, kind))[None].to(device, dtype)
-    with _evaluating(model), autocast(device, precision):
-        scores: Tensor = model(channels_last(batch))[0]
-    if padded:
-        scores = scores[(slice(None), *(slice(n) for n in size))]
-    if scores.shape[1:] != size:
-        raise ValueError(
-            f"predict: model: expected scores of the image's size {tuple(size)}, got "
-            f"{tuple(scores.shape[1:])}; if it needs context, it must have `margin` and "
-            "`nearest_sizes`"
-        )
-    return scores.float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _names(file: Path, output: Path, *, probabilities: bool) -> list[Path]:

@@ -302,7 +302,14 @@ def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
     items = []
     for image, target, name in shown[:: -(-len(shown) // _DRAWN)]:
         part = image[:, :_SHOWN, :_SHOWN]
-        labels = predict(run.network(device), torch.from_numpy(part), precision=run.precision)
+        labels = np.asarray(
+            predict(
+                run.network(device),
+                torch.from_numpy(part),
+                precision=run.precision,
+                progress=False,
+            )
+        )
         items.append((name, part, target[:_SHOWN, :_SHOWN], labels))
     with whole(run.path / folder.OVERLAYS) as path:
         overlays(items, run.coding.names, palette=run.coding.palette).savefig(path)

@@ -87,21 +87,32 @@ class Normalisation:
         Raises:
             ValueError: scope "set" before `fit`, or another number of channels.
         """
-        if self.method == "none":
-            highest = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
-            return image.astype(np.float32) / np.float32(highest)
-        if self.scope == "image":
-            offset, scale = self._found(image.reshape(len(image), -1))
-        elif self.offset is None or self.scale is None:
-            raise ValueError("normalisation over a set: fit it first")
-        else:
-            offset, scale = np.array(self.offset), np.array(self.scale)
-        if len(offset) != len(image):
-            raise ValueError(f"image: expected {len(offset)} channels, got {len(image)}")
+        offset, scale = self.terms(image.reshape(len(image), -1))
         result = image.astype(np.float32)
         result -= offset[:, None, None].astype(np.float32)
         result /= scale[:, None, None].astype(np.float32)
         return result
+
+    def terms(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Offset and scale, a channel, of an image that is known by its pixels, or by some of them.
+
+        Args:
+            pixels: (C, n), of the image's dtype.
+
+        Raises:
+            ValueError: as in `__call__`.
+        """
+        if self.method == "none":
+            highest = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "iu" else 1.0
+            return np.zeros(len(pixels)), np.full(len(pixels), highest)
+        if self.scope == "image":
+            return self._found(pixels)
+        if self.offset is None or self.scale is None:
+            raise ValueError("normalisation over a set: fit it first")
+        offset, scale = np.array(self.offset), np.array(self.scale)
+        if len(offset) != len(pixels):
+            raise ValueError(f"image: expected {len(offset)} channels, got {len(pixels)}")
+        return offset, scale
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for TOML; what is None is left out."""

@@ -1,0 +1,88 @@
+"""What is known of a network after its graph was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from .axis import Axis
+
+__all__ = ["Feature", "Finding", "GeometryError", "Resize", "Trace"]
+
+
+class GeometryError(ValueError):
+    """Where a network's output comes from cannot be derived."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A layer, and what is to be said of it."""
+
+    layer: str
+    operation: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layer} ({self.operation}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A tensor inside the network: what made it, and its spatial axes."""
+
+    layer: str
+    operation: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Resize:
+    """An interpolation that a tile must sample at positions of the whole image.
+
+    Either these positions depend on the size of the whole map, or torch's float32 rounds them
+    differently at other places.  The axes count with positions of the whole: a margin derived
+    from them holds for a tile that samples so.
+
+    Attributes:
+        layer: where it stands.
+        number: which of the network's interpolations it is, from 0, all of them counted.
+        before: axes of the map that it reads.
+        after: of the one that it makes.
+    """
+
+    layer: str
+    number: int
+    before: tuple[Axis, ...]
+    after: tuple[Axis, ...]
+
+
+@dataclass
+class Trace:
+    """What a walk through a graph found.
+
+    Attributes:
+        features: every tensor with spatial axes, in the order in which they are computed.
+        outputs: those that the network returns.
+        everywhere: layers that look at the whole image, or at where in it they are, and that the
+            first output needs.
+        misaligned: joins of tensors whose elements lie at different places, with the distance.
+        rules: every operation (layer, name, ...) without its sizes: equal at two sizes if the
+            network does the same at both.
+        sound: (elements, of which needed) for paddings that repeat what a tile must have.
+        resizes: interpolations that must sample at positions of the whole image.
+        interpolations: how many there were so far.
+    """
+
+    features: list[Feature] = field(default_factory=list)
+    outputs: list[Feature] = field(default_factory=list)
+    everywhere: list[Finding] = field(default_factory=list)
+    misaligned: list[tuple[Finding, Fraction]] = field(default_factory=list)
+    rules: list[tuple[Any, ...]] = field(default_factory=list)
+    sound: list[tuple[int, int]] = field(default_factory=list)
+    resizes: list[Resize] = field(default_factory=list)
+    interpolations: int = 0

@@ -1,0 +1,509 @@
+"""A prediction from its options to its result: what was asked, the network, the images."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..devices import check_precision, choose
+from ..geometry import GeometryError, input_frame
+from ..geometry.network import evaluating, first_tensor
+from .engine import Engine, TooLarge, label_dtype
+from .plan import Plan, Traffic, Wish, blended, exact
+from .progress import Progress
+from .sources import Source
+from .targets import ArrayTarget, Target, open_target
+
+if TYPE_CHECKING:
+    from ..data.normalise import Normalisation
+    from ..run import Run
+
+__all__ = ["Asked", "Job", "Result", "Work", "expected"]
+
+_BUDGET = 2**30  # bytes on a CPU: larger tiles waste less, and gain less and less
+_SHARE = 0.8  # of a GPU's free memory
+_WORKSPACE = 1.5  # of the maps: what oneDNN and cuDNN need beside them, measured
+_MOST_TILES = 16  # in a batch
+_SAMPLED = 2**26  # pixels above which an image's percentiles are those of some of its rows
+_SAMPLES, _SAMPLE_ROWS = 16, 32
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_TURNED_AXES = 2
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_CHOICES = {
+    "output": ("labels", "scores", "probabilities"),
+    "border": ("mirror", "symmetric", "edge", "constant"),
+    "blend": (None, "gaussian", "hann"),
+    "augment": (None, "d4"),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `segfuse.predict`, checked.
+
+    Raises:
+        ValueError: one out of its range, or two that contradict each other.
+    """
+
+    output: str = "labels"
+    border: str = "mirror"
+    tile: int | Sequence[int] | str = "auto"
+    memory: Any = None
+    batch: int | str = "auto"
+    blend: str | None = None
+    overlap: float | Sequence[int] | None = None
+    augment: str | None = None
+    margin: int | Sequence[int] | None = None
+    stride: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(str, choices))
+                raise _wrong(name, f"one of {listed}", getattr(self, name))
+        several = self.tile if isinstance(self.tile, (list, tuple)) else [self.tile]
+        for name, numbers in (("tile", several), ("batch", [self.batch])):
+            value = getattr(self, name)
+            if value != "auto" and not all(map(_is_count, numbers)):
+                raise _wrong(name, "'auto' or integers from 1 on", value)
+        if self.memory is not None:
+            object.__setattr__(self, "memory", _bytes(self.memory))
+        for name, contradiction, wanted in (
+            ("blend", self.overlap is None or self.tile == "auto", "a tile and an overlap with it"),
+            ("overlap", not self.blend, "blend with it: exact tiles overlap as they must"),
+            ("margin", self.blend, "no blend with it"),
+            ("stride", self.margin is None, "a margin with it"),
+        ):
+            if getattr(self, name) is not None and contradiction:
+                raise _wrong(name, wanted, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network on its device, and what is wanted of it."""
+
+    model: nn.Module
+    asked: Asked
+    device: torch.device
+    dtype: torch.dtype
+    precision: str
+    normalisation: Normalisation | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module | Run | str | Path,
+        asked: Asked,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+    ) -> Job:
+        """Bring a module, or a run's network, to its device.
+
+        Raises:
+            UserError: a run that cannot be opened, a device that is not there.
+        """
+        normalisation = None
+        if isinstance(model, nn.Module):
+            where = choose(device or next(model.parameters(), torch.empty(0)).device)
+            network = model.to(where)
+        else:
+            if isinstance(model, (str, Path)):
+                from ..run import Run  # noqa: PLC0415 - a module alone needs torch only
+
+                model = Run.open(model)
+            where = choose(device or "auto")
+            trained = "32" if model.precision == "16" and where.type != "cuda" else model.precision
+            precision = precision or trained
+            network, normalisation = model.network(where), model.normalisation
+        floating = (p.dtype for p in network.parameters() if p.is_floating_point())
+        dtype = next(floating, torch.float32)
+        chosen = check_precision(precision or "32", where)
+        return cls(network, asked, where, dtype, chosen, normalisation)
+
+    def prepare(self, images: Sequence[Source], *, batched: bool) -> Work:
+        """Plan images of one shape.
+
+        Raises:
+            ValueError: the network cannot be tiled exactly, or not within the memory.
+        """
+        shape = images[0].shape
+        dims = len(shape) - 1
+        if self.asked.tile != "auto":
+            self.lengths(dims)
+        if self.asked.augment and dims < _TURNED_AXES:
+            raise _wrong("augment", "two spatial axes at least with 'd4'", f"{dims}")
+        probe = (shape[0], *self.lengths(dims)) if self.asked.blend else shape
+        classes = _classes(self.model, (1, *probe), self.dtype, self.device)
+        work = Work(self, tuple(images), batched, classes)
+        work.plan = work.cut(self.asked.memory)
+        return work
+
+    def lengths(self, dims: int) -> tuple[int, ...]:
+        """The tile that was asked for, an axis."""
+        tile: Any = self.asked.tile
+        lengths = (tile,) * dims if isinstance(tile, int) else tuple(tile)
+        if len(lengths) != dims:
+            raise _wrong("tile", f"an integer, or {dims} of them", tile)
+        return lengths
+
+    def budget(self, memory: int | None) -> int:
+        """Bytes that may be used."""
+        if memory is not None:
+            return memory
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0] * _SHARE)
+        return _BUDGET
+
+    def digest(self) -> str:
+        """What the network computes, by its layers and numbers."""
+        found = hashlib.sha256(repr((self.model, self.normalisation)).encode())
+        for name, value in self.model.state_dict().items():
+            found.update(name.encode())
+            if isinstance(value, Tensor) and value.numel():
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                found.update(flat.view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+
+@dataclass
+class Work:
+    """Images of one shape, their plan, and what comes out.
+
+    Attributes:
+        job: the network.
+        images: each is predicted on its own.
+        batched: whether the result has an axis that counts them.
+        classes: channels of the scores.
+        plan: the tiles.
+    """
+
+    job: Job
+    images: tuple[Source, ...]
+    batched: bool
+    classes: int
+    plan: Plan = field(init=False)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Pixels of an image, an axis."""
+        return tuple(self.images[0].shape[1:])
+
+    @property
+    def labels(self) -> bool:
+        """Whether classes come out, not scores."""
+        return self.job.asked.output == "labels"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the result."""
+        if self.labels:
+            return label_dtype(self.classes)
+        return torch.float64 if self.job.dtype == torch.float64 else torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        counted = (len(self.images),) * self.batched
+        return (*counted, *((self.classes,) * (not self.labels)), *self.size)
+
+    @property
+    def axes(self) -> str:
+        """A letter an axis of the result."""
+        return "N" * self.batched + "C" * (not self.labels) + "ZYX"[3 - len(self.size) :]
+
+    def cut(self, memory: int | None) -> Plan:
+        """Choose the tiles.
+
+        Raises:
+            ValueError: as `Job.prepare`.
+        """
+        job, asked = self.job, self.job.asked
+        shape = (1, *self.images[0].shape)
+        tile = None if asked.tile == "auto" else job.lengths(len(self.size))
+        try:
+            if asked.blend and tile is not None:
+                shared = _overlaps(asked.overlap, tile)
+                return blended(job.model, shape, tile, shared, asked.blend)
+            wish = Wish(
+                tile=tile,
+                memory=job.budget(memory),
+                most=memory or _available(job.device),
+                strict=memory is not None,
+                traffic=self._traffic(),
+                turned=asked.augment is not None,
+                margin=asked.margin,
+                stride=1 if asked.stride is None else asked.stride,
+            )
+            return exact(job.model, shape, wish)
+        except GeometryError as error:
+            raise ValueError(
+                f"predict: model: {error}. Give more memory; or the margin, if you know it; or let "
+                "overlapping tiles be averaged (blend='gaussian', tile=512, overlap=0.5)"
+            ) from error
+
+    def _traffic(self) -> Traffic:
+        image, job = self.images[0], self.job
+        channels, element = image.shape[0], job.dtype.itemsize
+        scores = element * self.classes
+        out = self.dtype.itemsize * (1 if self.labels else self.classes)
+        return Traffic(
+            workspace=_WORKSPACE,
+            pixel=element * channels + scores * (2 if job.asked.augment else 1),
+            row=prod(self.size[1:]) * 2 * (channels * image.dtype.itemsize + out),
+        )
+
+    def memory_for(self, peak: int) -> int:
+        """Bytes that the image at once is reckoned to take, whose maps have `peak` bytes."""
+        return self._traffic().bytes(peak, self.size)
+
+    def recipe(self) -> dict[str, Any]:
+        """All that must be the same for a prediction to be resumed."""
+        job, asked = self.job, asdict(self.job.asked)
+        asked.pop("batch")
+        return {
+            "image": hashlib.sha256(
+                "".join(i.identity() for i in self.images).encode()
+            ).hexdigest(),
+            "model": job.digest(),
+            "precision": job.precision,
+            "device": job.device.type,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in asked.items()},
+        }
+
+    def array(self, out: Any) -> ArrayTarget:
+        """Let the result go into memory, or into whatever takes `out[...] = band`."""
+        return ArrayTarget(
+            out,
+            shape=self.shape,
+            dtype=_numpy(self.dtype),
+            axes=self.axes,
+            dims=len(self.size),
+        )
+
+    def file(self, path: Path, *, resume: bool, overwrite: bool) -> Target:
+        """Let the result go into a TIFF or zarr; tiles that were begun with are gone on with."""
+        return open_target(
+            path,
+            shape=self.shape,
+            dtype=_numpy(self.dtype),
+            axes=self.axes,
+            dims=len(self.size),
+            plan=self.recipe(),
+            resume=resume,
+            overwrite=overwrite,
+        )
+
+    def run(self, target: Any, show: Progress) -> None:
+        """Predict all images into a target, and finish it."""
+        for index, image in enumerate(self.images):
+            part = target.part(index)
+            show.advance(part.done * prod(self.size[1:]))
+            self._one(image, part, show)
+        target.finish()
+
+    def _one(self, image: Source, part: Any, show: Progress) -> None:
+        """Predict one image; by smaller tiles, if the device turns out to have less memory."""
+        done: int | None = part.done
+        while done is not None:
+            done = self._some(image, part, done, show)
+
+    def _some(self, image: Source, part: Any, done: int, show: Progress) -> int | None:
+        """Predict from row `done` on; give the row to go on from with another plan, or None."""
+        try:
+            self._engine(image, show).run(self.plan, image, part, done)
+        except TooLarge as error:
+            refused = self.plan
+            if self.job.asked.tile == "auto" and refused.peak:
+                self.plan = self.cut(self._traffic().bytes(refused.peak, refused.tile) // 2)
+            if prod(self.plan.tile) >= prod(refused.tile):
+                raise ValueError(
+                    f"predict: tile: {refused.tile} does not fit into the memory of "
+                    f"{self.job.device}"
+                ) from error
+            show.say(f"out of memory: going on with tiles of {_times(self.plan.tile)}")
+            return error.done
+        return None
+
+    def _engine(self, image: Source, show: Progress) -> Engine:
+        job = self.job
+        scale, shift = self._terms(image)
+        batch: Any = job.asked.batch
+        if batch == "auto":
+            batch = 1
+            if job.device.type != "cpu" and self.plan.peak:
+                room = job.budget(job.asked.memory) // ceil(_WORKSPACE * self.plan.peak)
+                batch = max(1, min(_MOST_TILES, room))
+        return Engine(
+            job.model,
+            job.device,
+            job.dtype,
+            job.precision,
+            job.asked.output,
+            job.asked.border,
+            turned=job.asked.augment is not None,
+            batch=batch,
+            scale=scale,
+            shift=shift,
+            say=show.say,
+            advance=show.advance,
+        )
+
+    def _terms(self, image: Source) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """What the normalisation multiplies by and adds, a channel.
+
+        Of images above 2**26 pixels, 16 times 32 rows stand for all.
+        """
+        normalisation = self.job.normalisation
+        if normalisation is None:
+            return None, None
+        rows = image.shape[1]
+        if prod(self.size) <= _SAMPLED or rows <= _SAMPLES * _SAMPLE_ROWS:
+            pixels = image.read(0, rows)
+        else:
+            starts = np.linspace(0, rows - _SAMPLE_ROWS, _SAMPLES).astype(int).tolist()
+            pixels = np.concatenate([image.read(s, s + _SAMPLE_ROWS) for s in starts], axis=1)
+        offset, scale = normalisation.terms(pixels.reshape(len(pixels), -1))
+        return tuple((1 / scale).tolist()), tuple((-offset / scale).tolist())
+
+
+def expected(model: nn.Module) -> tuple[int | None, int]:
+    """Channels (None: unknown) and number of spatial axes that a network takes.
+
+    Its attributes `in_channels` and `dims` say so, else its first convolution.
+    """
+    convolutions = (module for module in model.modules() if isinstance(module, _CONVOLUTIONS))
+    first = next(convolutions, None)
+    channels = getattr(model, "in_channels", getattr(first, "in_channels", None))
+    dims = getattr(model, "dims", first.weight.dim() - 2 if first is not None else 2)
+    return channels, dims
+
+
+class Result:
+    """Memory of its own for a result; a single band's memory is taken as it comes."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.done = work, 0
+        self.tensor: Tensor | None = None
+        self.target: ArrayTarget | None = None
+        if work.batched or len(work.plan.cuts[0]) > 1:
+            self._allocate()
+
+    def _allocate(self) -> ArrayTarget:
+        self.tensor = torch.empty(self.work.shape, dtype=self.work.dtype)
+        self.target = self.work.array(self.tensor)
+        return self.target
+
+    def part(self, index: int) -> Any:
+        """One of the images."""
+        return self if self.target is None else self.target.part(index)
+
+    def room(self, start: int, stop: int) -> Tensor | None:
+        """See `Target`."""
+        return None if self.target is None else self.target.room(start, stop)
+
+    def write(self, start: int, band: NDArray[Any]) -> None:
+        """See `Target`; a plan of one band may have been given up for one of several."""
+        if band.shape == self.work.shape:
+            self.tensor = torch.from_numpy(band)
+        else:
+            (self.target or self._allocate()).write(start, band)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def filled(self) -> Tensor:
+        """The result, after all bands were written."""
+        if self.tensor is None:
+            raise ValueError("predict: expected bands that were written, got none")
+        return self.tensor
+
+
+def _classes(
+    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> int:
+    """Channels of the scores: by shapes alone, or, of networks that hide them, from zeros."""
+    try:
+        frames = input_frame(model, shape)
+        size = tuple(n + f.before + f.after for n, f in zip(shape[2:], frames, strict=True))
+        network, where = deepcopy(model).to("meta"), torch.device("meta")
+    except GeometryError:
+        network, where, size = model, device, shape[2:]
+    with evaluating(network), torch.inference_mode():
+        try:
+            y = first_tensor(network(torch.zeros((*shape[:2], *size), dtype=dtype, device=where)))
+        except RuntimeError as error:
+            line = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"predict: model: it runs neither at the image's shape {shape} nor at larger ones: "
+                f"{line[:200]}"
+            ) from error
+    if y.dim() != len(shape):
+        raise ValueError(f"predict: model: expected scores (N, K, *S), got shape {tuple(y.shape)}")
+    return y.shape[1]
+
+
+def _available(device: torch.device) -> int:
+    """Bytes that can be had at all."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 2 * _BUDGET
+    return int(free * 2**10 * _SHARE)
+
+
+def _overlaps(overlap: Any, tile: Sequence[int]) -> tuple[int, ...]:
+    """Pixels, an axis, from a share, a number of pixels, or one an axis."""
+    each = [overlap] * len(tile) if isinstance(overlap, (int, float)) else list(overlap)
+    found = []
+    for value, length in zip(each, tile, strict=False):
+        pixels = int(value * length) if isinstance(value, float) else value
+        found.append(pixels)
+    if len(each) != len(tile) or any(
+        not 0 <= pixels < length for pixels, length in zip(found, tile, strict=True)
+    ):
+        raise _wrong("overlap", f"a share or pixels, below the tile {tuple(tile)}", overlap)
+    return tuple(found)
+
+
+def _bytes(memory: Any) -> int:
+    """Turn 2**30, "1.5GB" or "800 MiB" into bytes, the units being powers of 1024."""
+    if _is_count(memory):
+        return int(memory)
+    text = str(memory).strip().lower()
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?)(?:i?b)?", text)
+    if isinstance(memory, str) and found and (size := float(found[1]) * _UNITS[found[2]]) >= 1:
+        return int(size)
+    raise _wrong("memory", 'bytes or a text such as "1.5GB"', memory)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths))
+
+
+def _wrong(name: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"predict: {name}: expected {wanted}, got {value!r}")
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype

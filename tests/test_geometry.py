@@ -486,7 +486,9 @@ def test_the_derived_rim_is_the_measured_one(name: str) -> None:
         stride = found.stride[axis]
         many = math.ceil(24 / stride)
         size = tuple(n + more * (k == axis) for k, n in enumerate(shape))
-        cuts = [(many, many), (0, many), (many, 0)] if more == residues[0] else [(many, many)]
+        cuts = [(many, many)]
+        if axis == 0 and more == residues[0]:
+            cuts += [(0, many), (many, 0)]
         for cut in cuts:
             derived, truth, n = measured(net, size, axis, stride, cut)
             assert sum(derived) < n, "the shape leaves nothing"
@@ -563,10 +565,10 @@ def fuzz(seed: int) -> str:
 def test_random_networks() -> None:
     """A derived rim is the measured one, but where positions are those of the whole: never less.
 
-    Two in a hundred may be generous: max-pooling can pass over what was spoilt in every image.
+    Two of them may be generous: max-pooling can pass over what was spoilt in every image.
     """
-    found = [fuzz(seed) for seed in range(100)]
-    assert found.count("equal") > 60
+    found = [fuzz(seed) for seed in range(80)]
+    assert found.count("equal") > 50
     assert found.count("positioned") > 5
     assert found.count("generous") <= 2
 
@@ -658,12 +660,14 @@ FRAMED: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize(
+    ("name", "symmetric"),
+    [*((name, False) for name in FRAMED), ("valid", True), ("asymmetric", True)],
+)
 def test_frames_cover_the_image(name: str, symmetric: bool) -> None:
     make, rank = FRAMED[name]
     net = make()
-    for size in (1, 7, 40, 42):
+    for size in (1, 40, 42):
         image = tuple(size + 3 * k for k in range(rank))
         frames = geometry.input_frame(net, (1, 1, *image), symmetric=symmetric)
         total = tuple(n + f.before + f.after for n, f in zip(image, frames, strict=True))

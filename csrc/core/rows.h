@@ -15,10 +15,13 @@
 // streamed past the cache, or into a register that is stored 16 bytes at once.  One that moves
 // elements as they are has, too,
 //
-//   struct Row { ...; int64_t alike; };       how many rows follow that differ in place alone,
-//   int64_t to_next, from_next;               each so many elements behind the one before
 //   const T* at(const Row&, int64_t x, int64_t n) const;
 //                                             where those elements lie in memory, or nullptr
+//
+// and, where such rows come in series,
+//
+//   struct Row { ...; int64_t alike; };       how many rows follow that differ in place alone,
+//   int64_t to_next, from_next;               each so many elements behind the one before
 //
 // One whose rows are made of unlike runs has
 //
@@ -26,8 +29,7 @@
 //                                             are left as they are
 //   Run run(const Row&, int64_t x) const;     the run that element x lies in
 //
-// and takes a Run in place of a Row in operator() and at(), for elements of that run alone;
-// `alike` is then a member of a run that fills its row.
+// and takes a Run in place of a Row in operator() and at(), for elements of that run alone.
 #pragma once
 
 #include "core/split.h"
@@ -53,6 +55,9 @@ concept HasRuns = requires { typename F::Run; };
 template <class F>
 concept Moves = requires(const F& f, const typename F::Row& row) { f.at(row, 0, 0); } ||
                 requires(const F& f, const typename F::Run& run) { f.at(run, 0, 0); };
+
+template <class F>
+concept Repeats = Moves<F> && requires(const F& f) { f.to_next + f.from_next; };
 
 // What element x of a row lies in: its run, or the row as a whole.
 template <class Row>
@@ -332,9 +337,14 @@ struct Pieces {
     while (begin < end) {
       const Split at = per_row == 1 ? Split{begin, 0} : split(begin, per_row);
       const auto row = f.row(at.quotient);
-      if (const int64_t moved = move_rows<past_cache>(row, end - begin, writer)) {
-        begin += moved;
-        continue;
+      if constexpr (Repeats<F>) {
+        const int64_t whole = at.remainder == 0 ? (end - begin) / per_row : 0;
+        if (row.step == 1 && whole > 0) {
+          const int64_t rows = std::min(row.alike + 1, whole);
+          fill_alike<past_cache>(at.quotient, row, rows, writer);
+          begin += rows * per_row;
+          continue;
+        }
       }
       const int64_t x = at.remainder * length, stop = std::min(x + length, row.size);
       if (x < stop) fill_row<past_cache>(f, row, x, stop, writer);
@@ -342,22 +352,26 @@ struct Pieces {
     }
   }
 
-  // Moves this row and those that are like it, `most` at most; the number of rows moved.
+  // Fills rows that are alike, from row r on, run by run.
   template <bool past_cache>
-  SEGFUSE_FUNCTOR int64_t move_rows(const auto& row, int64_t most, LineWriter& writer) const {
-    if constexpr (Moves<F>) {
-      if (row.step != 1 || per_row != 1 || row.size == 0) return 0;
-      const auto run = run_at(f, row, 0);
-      const auto* from = run.end >= row.size && !run.skip ? f.at(run, 0, row.size) : nullptr;
-      if (!from) return 0;
-      const int64_t rows = std::min(run.alike + 1, most);
-      auto* to = row.to;
-      for (int64_t i = 0; i < rows; ++i, to += f.to_next, from += f.from_next) {
-        move<past_cache>(to, from, row.size, writer);
+  SEGFUSE_FUNCTOR void fill_alike(int64_t r, const auto& row, int64_t rows,
+                                  LineWriter& writer) const {
+    for (int64_t x = 0; x < row.size;) {
+      const auto run = run_at(f, row, x);
+      const int64_t stop = std::min(run.end, row.size);
+      const auto* from = run.skip ? nullptr : f.at(run, x, stop - x);
+      auto* to = row.to + x;
+      for (int64_t i = 0; i < (run.skip ? 0 : rows); ++i, to += f.to_next) {
+        if (from) {
+          move<past_cache>(to, from, stop - x, writer);
+          from += f.from_next;
+        } else {
+          const auto other = f.row(r + i);
+          fill_run<past_cache>(f, other, run_at(f, other, x), x, stop, writer);
+        }
       }
-      return rows;
+      x = stop;
     }
-    return 0;
   }
 };
 

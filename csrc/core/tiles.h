@@ -62,9 +62,20 @@ struct Corners {
   // Along an axis of three; bounded, so that sums do not overflow.
   SEGFUSE_FUNCTOR int64_t operator()(int64_t tile, int axis) const {
     constexpr int64_t most = int64_t{1} << 60;
-    const int64_t own = axis - tile_axes + dims;
-    const int64_t value = own < 0 ? 0 : at[tile * dims + own];
+    const int64_t value = unbounded(tile, axis);
     return value < -most ? -most : value > most ? most : value;
+  }
+
+  // Whether a tile of a size covers a place along an axis.
+  SEGFUSE_FUNCTOR bool covers(int64_t tile, int axis, int64_t size, int64_t place) const {
+    const auto corner = static_cast<uint64_t>(unbounded(tile, axis));
+    return static_cast<uint64_t>(place) - corner < static_cast<uint64_t>(size);
+  }
+
+ private:
+  SEGFUSE_FUNCTOR int64_t unbounded(int64_t tile, int axis) const {
+    const int64_t own = axis - tile_axes + dims;
+    return own < 0 ? 0 : at[tile * dims + own];
   }
 };
 

@@ -35,7 +35,7 @@ struct Gather : Geometry {
     int64_t alike;  // rows of the same kind that follow
   };
   struct Run {
-    int64_t end, begin, from, step, channel, alike;
+    int64_t end, begin, from, step, channel;
     static constexpr bool skip = false;
   };
 
@@ -71,7 +71,7 @@ struct Gather : Geometry {
 
   SEGFUSE_FUNCTOR Run run(const Row& row, int64_t x) const {
     const Piece p = piece(border, image.width(), row.corner + x);
-    Run run{p.end - row.corner, x, -1, p.sign * image.step(), row.channel, row.alike};
+    Run run{p.end - row.corner, x, -1, p.sign * image.step(), row.channel};
     if (row.from < 0) run.end = row.size;
     if (row.from >= 0 && p.at >= 0) run.from = row.from + p.at * image.step();
     return run;

@@ -24,18 +24,22 @@ struct Geometry {
   Corners corners;
 
   SEGFUSE_FUNCTOR bool meets(int64_t tile, int axis, int64_t at) const {
-    const int64_t i = at - corners(tile, axis);
-    return i >= 0 && i < tiles.size[axis];
+    return corners.covers(tile, axis, tiles.size[axis], at);
   }
 
-  // A row of the image, and that of the tiles from `first` to before `last` some meet it.
+  // A row of the image: which tiles meet it, some of those from `first` to before `last`; and the
+  // first row behind it that others meet.
   struct Line {
-    int64_t z, y, first, last;
+    int64_t z, y, first, last, end;
   };
-  SEGFUSE_FUNCTOR Line line(int64_t z, int64_t y, int64_t from) const {
-    Line line{z, y, corners.count, 0};
-    for (int64_t t = from; t < corners.count; ++t) {
-      if (!meets(t, 1, y) || !meets(t, 0, z)) continue;
+  SEGFUSE_FUNCTOR Line line(int64_t z, int64_t y) const {
+    Line line{z, y, corners.count, 0, image.size[1]};
+    for (int64_t t = 0; t < corners.count; ++t) {
+      if (!meets(t, 0, z)) continue;
+      const int64_t begin = corners(t, 1), end = begin + tiles.size[1];
+      if (end <= y) continue;
+      line.end = std::min(line.end, begin > y ? begin : end);
+      if (begin > y) continue;
       line.first = std::min(line.first, t);
       line.last = t + 1;
     }
@@ -118,6 +122,7 @@ struct Onto : Base {
     To* to;
     int64_t step, size, channel;
     Geometry::Line line;
+    int64_t alike;
   };
   struct Run {
     int64_t end;
@@ -125,9 +130,7 @@ struct Onto : Base {
     int64_t top, channel;
     int64_t from;  // the place in the tile on top that covers the image's first column
     Geometry::Line line;
-    static constexpr int64_t alike = 0;
   };
-  static constexpr int64_t to_next = 0, from_next = 0;
 
   To* to;
   bool keeps;  // what no tile covers
@@ -137,8 +140,9 @@ struct Onto : Base {
 
   SEGFUSE_FUNCTOR Row row(int64_t r) const {
     const auto at = this->image.place(r);
-    return {to + this->image.offset(at), this->image.step(), this->image.width(), at.channel,
-            this->line(at.z, at.y, 0)};
+    const auto line = this->line(at.z, at.y);
+    return {to + this->image.offset(at), this->image.step(), this->image.width(), at.channel, line,
+            line.end - at.y - 1};
   }
 
   SEGFUSE_FUNCTOR Run find(const Row& row, int64_t x, bool all) const {
@@ -158,6 +162,7 @@ template <class T>
 struct Top : Onto<Geometry, T> {
   using typename Onto<Geometry, T>::Row, typename Onto<Geometry, T>::Run;
   const T* from;
+  int64_t to_next, from_next;
 
   SEGFUSE_FUNCTOR Run run(const Row& row, int64_t x) const { return this->find(row, x, false); }
 
@@ -269,7 +274,10 @@ void stitch_into(const Tensor& out, Memory memory, const Tensor& tiles, const Te
   visit_size(out.element_size(), "stitch_tiles", [&]<class T>() {
     auto* to = static_cast<T*>(out.mutable_data_ptr());
     for_each_row(out, memory,
-                 std::array{Top<T>{{g, to, keeps}, static_cast<const T*>(tiles.const_data_ptr())}});
+                 std::array{Top<T>{{g, to, keeps},
+                                   static_cast<const T*>(tiles.const_data_ptr()),
+                                   g.image.stride[1],
+                                   g.tiles.stride[1]}});
   });
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -408,37 +409,42 @@ def _benchmarks(make: Make) -> Iterator[Benchmark]:
     corners = torch.tensor([(y, x) for y in starts for x in starts])
     end = max(starts) + tile - side
 
-    def sliced(image: Tensor) -> Iterator[Tensor]:
-        padded = torch.nn.functional.pad(image, (margin, end, margin, end), "reflect")
-        for y, x in (corners + margin).tolist():
-            yield padded[:, y : y + tile, x : x + tile]
+    def sliced(image: Tensor) -> list[Tensor]:
+        """From a mirrored copy, which torch makes of floats and NumPy of bytes."""
+        if image.is_floating_point():
+            padded = torch.nn.functional.pad(image, (margin, end, margin, end), "reflect")
+        else:
+            pad = ((0, 0), (margin, end), (margin, end))
+            padded = torch.from_numpy(np.pad(image.cpu().numpy(), pad, "reflect")).to(image.device)
+        places = (corners + margin).tolist()
+        return [padded[:, y : y + tile, x : x + tile] for y, x in places]
 
-    floats = make(1, side, side)
-    pictures = (floats * 50).to(torch.uint8)
-    at, size = corners.to(floats.device), (tile, tile)
-    result = torch.stack(list(sliced(floats)))
-    yield Benchmark(
-        f"{side}^2 to {tile}^2, margin {margin}, out=",
-        ours=lambda: gather_tiles(floats, at, size, out=result),
-        peer=lambda: torch.stack(list(sliced(floats)), out=result),
-        bytes_moved=2 * result.numel() * result.element_size(),
-    )
-    yield Benchmark(
-        f"{side}^2 to {tile}^2, margin {margin}, fresh",
-        ours=lambda: gather_tiles(floats, at, size),
-        peer=lambda: torch.stack(list(sliced(floats))),
-        bytes_moved=2 * result.numel() * result.element_size(),
-    )
-    if floats.is_floating_point():
-        options: dict[str, Any] = {"dtype": floats.dtype, "scale": 0.0039, "shift": -0.5}
+    def compare(name: str, image: Tensor, **options: Any) -> Iterator[Benchmark]:
+        def converted() -> Tensor:
+            return image.to(options["dtype"]) * 0.0039 - 0.5 if options else image
+
+        result = torch.stack(sliced(converted()))
+        moved = result.numel() * (result.element_size() + image.element_size())
         yield Benchmark(
-            f"{side}^2 uint8 to {tile}^2, scaled, out=",
-            ours=lambda: gather_tiles(pictures, at, size, out=result, **options),
-            peer=lambda: torch.stack(
-                list(sliced(pictures.to(floats.dtype) * 0.0039 - 0.5)), out=result
-            ),
-            bytes_moved=result.numel() * (result.element_size() + 1),
+            f"{side}^2 {name} to {tile}^2, margin {margin}, out=",
+            ours=lambda: gather_tiles(image, at, size, out=result, **options),
+            peer=lambda: torch.stack(sliced(converted()), out=result),
+            bytes_moved=moved,
         )
+        yield Benchmark(
+            f"{side}^2 {name} to {tile}^2, margin {margin}, fresh",
+            ours=lambda: gather_tiles(image, at, size, **options),
+            peer=lambda: torch.stack(sliced(converted())),
+            bytes_moved=moved,
+        )
+
+    image = make(1, side, side)
+    pictures = (image * 50).to(torch.uint8)
+    at, size = corners.to(image.device), (tile, tile)
+    yield from compare(str(image.dtype).removeprefix("torch."), image)
+    if image.is_floating_point():
+        yield from compare("uint8", pictures)
+        yield from compare("uint8, scaled,", pictures, dtype=image.dtype, scale=0.0039, shift=-0.5)
 
 
 register(

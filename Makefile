@@ -30,7 +30,7 @@ sanitize: build/sanitized/installed
 	PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	.venv/test/bin/python -m pytest $(PYTEST) -s tests/test_ops.py tests/test_crop_concat.py \
-	  tests/test_weighted_cross_entropy.py tests/test_confusion_matrix.py \
+	  tests/test_weighted_cross_entropy.py tests/test_confusion_matrix.py tests/test_tiles.py \
 	  -k "not compile and not opcheck"
 
 lint: .venv/lint/installed

@@ -90,8 +90,10 @@ struct Move : Gather<T> {
 
   template <class N>
   SEGFUSE_FUNCTOR void operator()(const Run& run, int64_t x, N n, T* values) const {
-    const T* source = from + run.from + (x - run.begin) * run.step;
-    for (int64_t i = 0; i < n; ++i) values[i] = run.from >= 0 ? source[i * run.step] : this->fill;
+    const int64_t first = run.from + (x - run.begin) * run.step;
+    for (int64_t i = 0; i < n; ++i) {
+      values[i] = run.from >= 0 ? from[first + i * run.step] : this->fill;
+    }
   }
 };
 

@@ -26,6 +26,7 @@ from segfuse.data import (  # noqa: E402
     split,
     write_labels,
 )
+from segfuse.data.normalise import thinned  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
 
 Array = NDArray[Any]
@@ -316,6 +317,18 @@ def test_names_that_do_not_match(
         pair(pictures(tmp_path / "x", *images), pictures(tmp_path / "y", *labels))
 
 
+def test_accents_match_in_either_form(tmp_path: Path) -> None:
+    images = pictures(tmp_path / "x", "e\u03011.png", "a.png")
+    labels = pictures(tmp_path / "y", "\u00e91_mask.png", "a.png")
+    pairs = pair(images, labels)
+    assert [p.name for p in pairs] == ["a", "\u00e91"]
+    for name in ("\u00e91", "e\u03011.png"):
+        (tmp_path / "list.txt").write_text(name)
+        (tmp_path / "list.csv").write_text(f"id,split\n{name},val\na,train\n")
+        for file in ("list.txt", "list.csv"):
+            assert names(split(pairs, tmp_path / file, 0, 0)[1]) == ["\u00e91"]
+
+
 def test_an_exact_name_goes_before_one_with_words(tmp_path: Path) -> None:
     labels = pictures(tmp_path / "y", "a.png", "a_weights.png")
     (only,) = pair(pictures(tmp_path / "x", "a.png"), labels)
@@ -518,6 +531,29 @@ def test_a_few_bright_pixels_are_kept() -> None:
     sparse = np.zeros((1, 100, 100), np.uint8)
     sparse[0, 3, 3:5] = 50, 200
     assert Normalisation()(sparse)[0, 3, 3:5].tolist() == [0.25, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.float32])
+def test_none_leaves_numbers_that_files_give_as_float32(dtype: Any) -> None:
+    image = np.array([[[0, 1000]]], dtype)
+    assert Normalisation("none")(image).tolist() == [[[0, 1000]]]
+
+
+@pytest.mark.parametrize("method", ["percentile", "meanstd"])
+def test_spans_beyond_float32_are_refused(method: Any) -> None:
+    image = np.array([[[-3e38, 0, 3e38]]], np.float32)
+    with pytest.raises(ValueError, match="image: expected values whose span float32 holds"):
+        Normalisation(method)(image)
+    assert np.isfinite(Normalisation(method)(image / 2)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1024, 1024), (2, 700, 900), (1, 3, 2**18), (1, 2**18, 1)])
+def test_thinned_images_show_all_columns_alike(shape: tuple[int, ...]) -> None:
+    columns = np.broadcast_to(np.arange(shape[-1]), shape)
+    sample = thinned(columns)
+    assert 2**14 < sample.shape[1] <= 2**16
+    counts = np.bincount(sample[0], minlength=shape[-1])
+    assert counts.max() - counts.min() <= 1
 
 
 def test_none_divides_integers() -> None:

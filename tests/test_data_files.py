@@ -358,6 +358,7 @@ IDS: dict[str, tuple[Callable[[Path], None], Array]] = {
     "white.tif": (tiff(GREY, photometric="miniswhite"), GREY),
     "palette.tif": (tiff(GREY, photometric="palette", colormap=COLOURMAP), GREY),
     "float.tif": (tiff(GREY.astype(np.float32)), GREY.astype(np.int32)),
+    "half.tif": (tiff(GREY.astype(np.float16)), GREY.astype(np.int32)),
     "signed.tif": (tiff(GREY.astype(np.int16) - 9), GREY.astype(np.int16) - 9),
     "long.tif": (tiff(GREY.astype(np.uint32) << 20), GREY.astype(np.uint32) << 20),
     "motorola.tif": (tiff(DEEP[0, 0, 0], byteorder=">"), DEEP[0, 0, 0]),

@@ -259,6 +259,20 @@ def test_options(save: Callable[..., Path]) -> None:
     assert evaluate(predicted, true, coding=coding).matrix.shape == (6, 6)
 
 
+def test_ignored_class_may_be_predicted(save: Callable[..., Path]) -> None:
+    """As in labels that mark some pixels only, all others being 0."""
+    labels, prediction = random_labels(3, 0), random_labels(3, 1)
+    for sides in [
+        (prediction, labels),
+        (save("predicted", {"a.png": prediction}), save("true", {"a.png": labels})),
+    ]:
+        result = evaluate(*sides, ignore=0)
+        assert result.void == (labels == 0).sum()
+        expected = counted(prediction, labels, 3)
+        expected[0] = 0
+        assert torch.equal(result.matrix, expected)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [("_mask", ""), ("", "_pred")])
 def test_names_may_add_words_on_either_side(
     save: Callable[..., Path], ours: str, theirs: str

@@ -146,6 +146,26 @@ def test_what_is_wrong_is_listed(tmp_path: Path) -> None:
         assert problem in problems
 
 
+def test_links_to_no_file_are_told(tmp_path: Path) -> None:
+    sides = [save(tmp_path / side, {"a.png": noise(H, W) % 2}) for side in "xy"]
+    for side in sides:
+        (side / "b.png").symlink_to("gone")
+        (side / "c.txt").symlink_to("gone")
+    found = inspect(*sides)
+    assert found.files == found.label_files == 1
+    assert found.problems == tuple(f"1 broken link in {side}: b.png" for side in sides)
+
+
+def test_classes_without_pixels_are_told(tmp_path: Path) -> None:
+    images = save(tmp_path / "x", {"a.png": noise(H, W)})
+    mask = np.array([0, 128, 255], np.uint8)[noise(H, W) % 3]
+    masks = save(tmp_path / "y", {"a.png": mask})
+    (problem,) = inspect(images, masks).problems
+    assert problem.startswith("labels are read as 129 classes, of which 2 have pixels: set the")
+    for options in ({"classes": 129}, {"kind": "binary"}):
+        assert inspect(images, masks, **options).problems == ()  # type: ignore[arg-type]
+
+
 def test_nothing_can_be_read(tmp_path: Path) -> None:
     images = save(tmp_path / "x", {"a.png": b""})
     found = inspect(images, save(tmp_path / "y", {"a.png": b"", "b.png": b""}))

@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib", reason="needs segfuse[cli]")
 
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from segfuse import report
 
@@ -179,3 +180,15 @@ def test_curves_without_validation_and_without_rows(tmp_path: Path) -> None:
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss"]
     (tmp_path / "empty.csv").write_text("step,loss\n")
     check_nothing_is_cut_off(report.curves(tmp_path / "empty.csv"))
+
+
+def test_names_with_dollars_are_no_formulas() -> None:
+    names = [r"$a_0$$\x$", "$b$"]
+    pixels = np.eye(9, dtype=np.uint8)
+    for figure in (
+        report.overlays([(names[0], pixels, pixels, 1 - pixels)], names),
+        report.confusion_picture(np.eye(2), names),
+    ):
+        figure.savefig(io.BytesIO(), format="png")
+        shown = {text.get_text() for text in figure.findobj(Text)}
+        assert set(names) <= shown

@@ -18,6 +18,7 @@ from runs import one_thread, write_run  # noqa: E402, F401
 from segfuse import run as folder  # noqa: E402
 from segfuse.data import LabelCoding  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
+from segfuse.files import whole  # noqa: E402
 from segfuse.models import UNet  # noqa: E402
 from segfuse.run import Run  # noqa: E402
 
@@ -120,6 +121,13 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
         Run.open(tmp_path).model()
 
 
+def test_results_that_are_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    with pytest.raises(UserError, match=r"config\.toml is damaged: no 'result'") as error:
+        _ = run.result
+    said(error)
+
+
 # Folders to write into
 
 
@@ -154,6 +162,49 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             patched.setattr(Path, call, refuse)
             with pytest.raises(UserError, match=r"cannot write.*Read-only file system"):
                 folder.claim(tmp_path / call, overwrite=False)
+
+
+def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=f"cannot write into {tmp_path}: no permission"):
+        folder.check_free(tmp_path / "a" / "b", overwrite=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no permission"):
+        folder.check_free(Path("a"), overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_lock(tmp_path: Path) -> None:
+    def refused() -> None:
+        with (
+            pytest.raises(UserError, match="is being trained by another process"),
+            folder.locked(tmp_path),
+        ):
+            pass
+
+    with folder.locked(tmp_path):
+        refused()
+        child = os.fork()
+        if not child:  # a worker, which must not keep the lock of a parent that was killed
+            os._exit(len(folder._locks))
+        assert os.waitpid(child, 0)[1] == 0
+        refused()
+    assert not list(tmp_path.iterdir())
+    with folder.locked(tmp_path):
+        pass
+
+
+def test_names_of_any_length(tmp_path: Path) -> None:
+    long = tmp_path / ("é" * 125 + ".toml")
+    with whole(long) as partial:
+        assert partial.suffix == ".toml"
+        partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [long.name]
+    for path in (tmp_path / ("x" * 256), long / "x"):
+        with pytest.raises(UserError, match="cannot write"), whole(path) as partial:
+            partial.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == [long.name]
 
 
 def test_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import time
@@ -30,9 +31,12 @@ from PIL import Image  # noqa: E402
 from runs import TINY, one_thread, write_pictures  # noqa: E402, F401
 from safetensors.torch import load_file  # noqa: E402
 
-from segfuse import course, loop, solvers, training  # noqa: E402
+from segfuse import course, loop, pictures, solvers, training  # noqa: E402
 from segfuse import run as folder  # noqa: E402
 from segfuse.course import Budget, Course  # noqa: E402
+from segfuse.data.labels import LabelCoding, detect  # noqa: E402
+from segfuse.data.normalise import Normalisation  # noqa: E402
+from segfuse.data.pairs import Pair  # noqa: E402
 from segfuse.data.patches import Patches, Picture  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
 from segfuse.prediction import predict_files  # noqa: E402
@@ -150,6 +154,21 @@ def test_patches_show_something_to_learn() -> None:
     for bad in ([], pictures[1:]):
         with pytest.raises(ValueError, match="expected one with a pixel that is not void"):
             Patches(bad, size=4)
+
+
+@pytest.mark.parametrize("shape", [(400, 300), (400, 3)])
+def test_patches_find_the_few_pixels_that_count(shape: tuple[int, int]) -> None:
+    target = np.full(shape, 255, np.uint8)
+    target[0, 0], target[-1, -1], target[150, 1] = 0, 1, 2
+    image = np.where(target == 255, 9, target)[None].astype(np.float32)
+    patches = Patches([Picture(image, target)], size=8, margin=3, gain=0, shift=0)
+    seen = set()
+    for i in range(40):
+        wide, patch = patches[i]
+        assert (patch != 255).any()
+        assert torch.equal(wide[0, 3:-3, 3:-3], torch.where(patch == 255, 9, patch).float())
+        seen |= set(patch.unique().tolist())
+    assert {0, 1, 2} <= seen
 
 
 @pytest.mark.parametrize("bad", ["size", "margin", "seed", "gain", "shift"])
@@ -275,6 +294,38 @@ def test_without_validation_the_last_weights_are_kept(
     saved = load_file(run.path / folder.WEIGHTS)
     assert all(torch.equal(last[f"model.{name}"], saved[name]) for name in saved)
     assert not any(row["validation_mean_iu"] for row in rows(run))
+
+
+def test_labels_are_read_alike_whatever_the_seed(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def record(files: list[Path], **options: Any) -> Any:
+        asked.append([file.name for file in files])
+        return detect(files, **options)
+
+    monkeypatch.setattr(training, "detect", record)
+    for seed in (0, 2):
+        fit(**data, output=tmp_path / f"{seed}", **{**SMALL, "steps": 1}, seed=seed)
+    assert asked == [[f"{i}.png" for i in range(5)]] * 2
+
+
+def test_what_the_caller_has_set_is_of_no_effect(
+    undisturbed: Run, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A training is one process, whatever a batch system says of tasks.
+    slurm = {"NTASKS": "2", "JOB_ID": "1", "JOB_NAME": "job", "PROCID": "0", "LOCALID": "0"}
+    for name, value in {**slurm, "NODEID": "0", "NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            run = fit(**data, output=tmp_path / "run", **SMALL)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same(run, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -406,6 +457,36 @@ def test_time_holds_all(monkeypatch: pytest.MonkeyPatch, step: float, validation
     assert max(rates) > 0.9
     assert rates[-1] < 0.01 + (2 * step / 20) ** 2 * 3
     assert len(rates) == followed.rows[-1]["step"]
+
+
+@pytest.mark.parametrize("reading", [1.0, 5.0, 19.0, 30.0])
+def test_reading_is_no_part_of_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, reading: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(course, "time", clock)
+    schedule = solvers.SOLVERS["modern"].schedule
+    followed = Course(
+        Budget(seconds=20), rate=1.0, schedule=schedule, seed=0, began=clock.now - reading
+    )
+    rates = drive(followed, lambda: setattr(clock, "now", clock.now + 0.01))
+    assert rates[0] == pytest.approx(0.1)
+    assert followed.ended == "time"
+    if reading > 20:
+        assert len(rates) == 1
+    else:
+        assert clock.now - 1000 == pytest.approx(20 - reading, abs=0.02)
+        assert max(rates) > 0.99
+        assert rates[-1] < 0.01
+
+
+def test_time_for_a_step_alone_is_told(
+    data: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fit(**data, output=tmp_path / "run", **{**SMALL, "steps": None, "time": 0.01})
+    assert run.result["steps"] == 1
+    assert float(rows(run)[0]["learning_rate"]) > 0
+    assert "the time sufficed for 1 step: train for longer" in caplog.text
 
 
 def test_first_of_two_budgets_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +688,77 @@ def test_full_disk(
     assert same(resume(tmp_path / "run"), undisturbed)
 
 
+def test_file_that_the_system_cuts_short(data: dict[str, Path], tmp_path: Path) -> None:
+    """Of a size at which torch itself raises another error as it closes the archive."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: File too large"):
+            fit(**data, output=tmp_path / "run", **{**SMALL, "steps": 1, "base": 16})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_terminated(
+    undisturbed: Run, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = loop.Segmentation.training_step, itertools.count()
+
+    @functools.wraps(step)
+    def terminate(*arguments: Any) -> Any:
+        if next(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Segmentation, "training_step", terminate)
+        with pytest.raises(SystemExit) as end:
+            fit(**data, output=tmp_path / "run", **SMALL)
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert same(resume(tmp_path / "run"), undisturbed)
+
+
+def test_interrupt_before_the_first_step(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Segmentation, "configure_optimizers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(**data, output=tmp_path / "run", **SMALL, progress=True)
+
+
+def test_two_do_not_train_into_one_folder(
+    undisturbed: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(undisturbed.path, tmp_path / "run")
+    (path / folder.CURVES).unlink()
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with folder.locked(path):
+        for go in (
+            lambda: resume(path),
+            lambda: fit(**data, output=path, **SMALL, overwrite=True),
+        ):
+            with pytest.raises(UserError, match="is being trained by another process"):
+                go()
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_lost_weights_are_written_again(
+    undisturbed: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = shutil.copytree(undisturbed.path, tmp_path / "run")
+    (path / folder.WEIGHTS).unlink()
+    run = resume(path)
+    assert "lost its weights: written from its best checkpoint" in caplog.text
+    assert "nothing to do" in caplog.text
+    assert same(run, undisturbed)
+
+
 def test_interrupt_is_passed_on(
     undisturbed: Run, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,7 +789,20 @@ def test_interrupt_is_passed_on(
         ({"padding": "valid", "patch": 22}, "patch: this network takes 20 or 24, not 22"),
         ({"patch": 0}, "patch: expected 1 to"),
         ({"batch": 0}, "batch: expected 1 to 4096, got 0"),
-        ({"batch": 1, "patch": 4}, "more than 1 value per channel"),
+        (
+            {"batch": 1, "patch": 4},
+            "batch, patch: the network does not take 1 of 4 .*more than 1 value per channel",
+        ),
+        ({"steps": 3.5}, r"steps: expected an integer, got 3\.5"),
+        ({"steps": "3"}, "steps: expected an integer, got '3'"),
+        ({"batch": 1.5}, "batch: expected an integer"),
+        ({"patch": 24.0}, "patch: expected an integer"),
+        ({"seed": 1.5}, "seed: expected an integer"),
+        ({"threads": 1.5}, "threads: expected an integer"),
+        ({"workers": 0.5}, "workers: expected an integer"),
+        ({"patience": 1.5}, "patience: expected an integer"),
+        ({"time": "3"}, "time: expected a number, got '3'"),
+        ({"patience": 1, "validation": 0}, "patience: expected pictures held out"),
         ({"steps": 0}, "steps: expected 1 to"),
         ({"time": -1.0}, "time: expected"),
         ({"time": math.nan}, "time: expected"),
@@ -689,6 +854,34 @@ def test_output_that_holds_files(undisturbed: Run, data: dict[str, Path], tmp_pa
         fit(**data, output=tmp_path / "file" / "run", **SMALL)
 
 
+def test_names_that_a_config_cannot_hold(
+    undisturbed: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(undisturbed.path, tmp_path / "run")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    folders = [shutil.copytree(data[name], tmp_path / name) for name in ("images", "labels")]
+    try:
+        for side in folders:
+            (side / "0.png").rename(side / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(UserError, match=r"expected names in UTF-8, rename .*caf.udce9"):
+        fit(*folders, path, **SMALL, overwrite=True)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_place_of_a_wrong_id_is_that_in_the_file(data: dict[str, Path], tmp_path: Path) -> None:
+    image, labels = data["images"] / "0.png", np.zeros((48, 48), np.uint8)
+    labels[40, 7] = 9
+    Image.fromarray(labels).save(tmp_path / "0.png")
+    block = Pair("0", image, tmp_path / "0.png", rows=(38, 48))
+    with pytest.raises(UserError, match="id 9, row 40, column 7"):
+        pictures.read([block], LabelCoding("classes", 2), Normalisation())
+    (picture,) = pictures.read([block], LabelCoding("classes", 10), Normalisation())
+    assert picture.image.shape[1:] == picture.target.shape == (10, 48)
+    assert picture.target[2, 7] == 9
+
+
 def test_images_that_do_not_go_together(data: dict[str, Path], tmp_path: Path) -> None:
     images = shutil.copytree(data["images"], tmp_path / "images")
     labels = shutil.copytree(data["labels"], tmp_path / "labels")
@@ -722,19 +915,33 @@ def test_resume_of_what_cannot_be_resumed(
         resume(tmp_path)
     path = tmp_path / "run"
     shutil.copytree(undisturbed.path, path)
-    (path / folder.WEIGHTS).unlink()
+    for name in (folder.WEIGHTS, folder.BEST):
+        (path / name).unlink()
     text = (path / folder.CONFIG).read_text()
 
-    (path / folder.LAST).write_bytes((path / folder.LAST).read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"last\.ckpt is damaged") as error:
-        resume(path)
-    assert "\n" not in str(error.value)
+    checkpoint = path / folder.LAST
+    whole = checkpoint.read_bytes()
+    for content, message in [
+        (whole[:1000], r"last\.ckpt is damaged"),
+        (torch.zeros(3), r"last\.ckpt is damaged: no 'global_step'"),
+        ({"global_step": 1}, r"last\.ckpt is damaged: no 'pytorch-lightning_version'"),
+    ]:
+        if isinstance(content, bytes):
+            checkpoint.write_bytes(content)
+        else:
+            torch.save(content, checkpoint)
+        with pytest.raises(UserError, match=message) as error:
+            resume(path)
+        assert "\n" not in str(error.value)
+    checkpoint.write_bytes(whole)
 
     for old, new, message in [
         ('solver = "modern"', 'solver = "lbfgs"', "solver"),
         ("batch = 2", "batch = 0", "batch"),
         ("batch = 2\n", "", "batch"),
         ("checksum", "sum", "no 'checksum'"),
+        ("base = 2", "base = 3", r"last\.ckpt is of another network than config\.toml says"),
+        ('device = "cpu"', 'device = "cuda:77"', "cuda:77 is not there"),
         ("/labels/0.png", "/labels/none.png", r"none\.png"),
     ]:
         assert old in text
@@ -743,6 +950,12 @@ def test_resume_of_what_cannot_be_resumed(
             resume(path)
         assert "\n" not in str(error.value)
 
+    shutil.copy(undisturbed.path / folder.WEIGHTS, path)
+    (path / folder.CONFIG).write_text(text.replace('ended = "steps"\n', ""))
+    with pytest.raises(UserError, match=r"config\.toml is damaged: no 'ended'"):
+        resume(path)
+    (path / folder.WEIGHTS).unlink()
+
     moved = write_pictures(tmp_path / "data")
     (path / folder.CONFIG).write_text(
         text.replace(str(data["images"].parent), str(tmp_path / "data"))
@@ -750,6 +963,14 @@ def test_resume_of_what_cannot_be_resumed(
     Image.fromarray(np.zeros((48, 48), np.uint8)).save(moved["images"] / "0.png")
     with pytest.raises(UserError, match="have changed since"):
         resume(path)
+
+
+def test_resume_on_another_device(undisturbed: Run, tmp_path: Path) -> None:
+    text = (undisturbed.path / folder.CONFIG).read_text().replace('"cpu"', '"cuda:77"')
+    (tmp_path / folder.CONFIG).write_text(text)
+    with pytest.raises(UserError, match="device: expected auto"):
+        resume(tmp_path, device="tpu")
+    assert same(resume(tmp_path, device="cpu"), undisturbed)
 
 
 def test_says_little(

@@ -44,8 +44,8 @@ COLUMNS = ("step", "seconds", "loss", "learning_rate", *(f"validation_{f}" for f
 class Budget:
     """When a training ends: with the first of the two.
 
-    Where steps end it, the fraction that is spent at each step does not depend on the clock, even
-    if seconds are given too: theirs counts from the middle on.
+    Where both are given, the seconds count from their middle on only, so that they are of no effect
+    on the fraction that is spent where the steps are done by then.
 
     Attributes:
         steps: number of optimizer steps.
@@ -126,12 +126,12 @@ class Course(Callback):
 
     What it knows is in each checkpoint, so that a training that was killed goes on as if nothing
     had happened: patches, dropout and learning rate of a step follow from seed, step and, with a
-    time budget, the time spent.
+    time budget, the time spent since the first step.
 
     Args:
         budget: when to stop.
         rate: the highest learning rate.
-        schedule: see `solvers.Solver`.
+        schedule: see `solvers.Solver`; over the part of the budget that the first step finds.
         seed: of what a step draws from torch's generators.
         folder: the run folder, for ``metrics.csv``, weights and checkpoints; None writes nothing.
         validation: None: the last weights count as the best.
@@ -174,6 +174,7 @@ class Course(Callback):
         self._validations = VALIDATIONS
         self._pixels = math.inf  # of a validation
         self._reserve = 0.0  # seconds for what comes after the last step
+        self._start = 0.0  # the fraction spent before the first step, by reading
         self._mark = 0.0  # the fraction spent when it was last asked what was due
         self._stale = 0  # validations without a better one
         self._losses: list[torch.Tensor] = []  # since the last row
@@ -197,6 +198,7 @@ class Course(Callback):
             "validations": self._validations,
             "pixels": self._pixels,
             "reserve": self._reserve,
+            "start": self._start,
             "mark": self._mark,
             "losses": [float(loss) for loss in self._losses],
             "seconds": self.seconds,
@@ -211,6 +213,7 @@ class Course(Callback):
         self._validations = state["validations"]
         self._pixels = state["pixels"]
         self._reserve = state["reserve"]
+        self._start = state["start"]
         self._mark = state["mark"]
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
         self._began = time.perf_counter() - state["seconds"]
@@ -224,6 +227,8 @@ class Course(Callback):
             if not step and self.budget.seconds:
                 self._plan(self.validation, model, self.budget.seconds)
             self.validation.limit(self._pixels)
+        if not step:
+            self._start = self.budget.spent(0, self.seconds, self._reserve)
         if step and self.best.get("step") == step:  # killed between the checkpoint and its copies
             self._keep_best(model)
         self._write_rows()
@@ -234,8 +239,10 @@ class Course(Callback):
         """Make the step a function of seed, step and fraction spent."""
         step = trainer.global_step
         self.spent = self.budget.spent(step, self.seconds, self._reserve)
+        # A schedule is of what reading has left, be it nothing.
+        fraction = (self.spent - self._start) / max(1 - self._start, 1e-9)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * self.schedule(self.spent)
+            group["lr"] = self.rate * self.schedule(fraction)
         drawn = int(np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes 0.1 ms
         if torch.cuda.is_initialized():

@@ -127,7 +127,8 @@ def evaluate(
 
     What the numbers in files mean is found out for predictions and for labels apart, so that 0 and
     255 can be compared with ids of cells; but where one side holds more than two classes, both are
-    read as classes. Options hold for both sides.
+    read as classes. Options hold for both sides, `ignore` for the labels: where it is the id of a
+    class too, as 0 of labels that mark some pixels only, predictions of it count, as errors.
 
     Args:
         predictions: a folder or file, matched with `labels` by `segfuse.data.pair`, either side's
@@ -153,6 +154,9 @@ def evaluate(
     source = _files(predictions, labels) if any(paths) else _arrays(predictions, labels)
     count, pages, look = source
     codings = (coding, coding) if coding else _agree(look(options), ignore)
+    if ignore is not None and codings[0].kind == "classes" and 0 <= ignore < codings[0].classes:
+        # As of labels whose 0 is void: a network has an output for it, and may choose it.
+        codings = replace(codings[0], ignore=-1), codings[1]
     fixed = coding or classes or names
     theirs, ours = codings if fixed else (_wide(codings[0]), _wide(codings[1]))
     metric = ConfusionMatrix(MOST_CLASSES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -22,7 +22,8 @@ def whole(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the file system refuses.
     """
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    # The end of the name has the suffixes, and room for what stands before it.
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name[-40:]}")
     try:
         yield partial
         partial.replace(path)
@@ -30,4 +31,5 @@ def whole(path: Path) -> Iterator[Path]:
         why = error.strerror or f"{error} (is the disk full?)"  # as NumPy says of a short write
         raise UserError(f"cannot write {path}: {why}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from .course import Course
 from .devices import channels_last
 from .files import whole
-from .run import damaged, lay_out
+from .run import check_shapes, lay_out, load_state, model_state
 from .solvers import Solver
 
 __all__ = ["Segmentation", "learn"]
@@ -103,9 +104,11 @@ def learn(
         Steps taken, with those of earlier processes.
 
     Raises:
-        UserError: a damaged checkpoint; a loss that is not finite; a file system that refuses.
+        UserError: a checkpoint that is damaged or of another network; a loss that is not finite; a
+            file system that refuses.
+        SystemExit: SIGTERM came; with the code 143 that a shell gives.
     """
-    step = _step_of(checkpoint) if checkpoint else 0
+    step = _step_of(checkpoint, model) if checkpoint else 0
     loader = DataLoader(
         patches,
         batch_sampler=_Batches(step, batch),
@@ -120,23 +123,28 @@ def learn(
             precision=_PRECISIONS[precision],
             max_epochs=-1,  # the course stops it
             callbacks=[course, _Progress(course)] if progress else [course],
-            plugins=[_WholeFiles()],
+            # The latter keeps Lightning from taking a batch system's variables for a cluster's.
+            plugins=[_WholeFiles(), LightningEnvironment()],
             logger=False,
             enable_progress_bar=False,
             enable_checkpointing=False,
             enable_model_summary=False,
         )
         module = Segmentation(lay_out(model, device), loss, solver, course.rate)
-        trainer.fit(module, loader, ckpt_path=checkpoint)
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint)
+        except (RuntimeError, SIGTERMException):  # the former of a worker that SIGTERM ended too
+            if trainer.received_sigterm:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
     return trainer.global_step
 
 
-def _step_of(checkpoint: Path) -> int:
-    try:
-        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        return int(state["global_step"])
-    except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
-        raise damaged(checkpoint, error) from error
+def _step_of(checkpoint: Path, model: nn.Module) -> int:
+    """Look at a checkpoint before Lightning does, which checks nothing."""
+    state = load_state(checkpoint)
+    check_shapes(checkpoint, model, model_state(state))
+    return int(state["global_step"])
 
 
 class _Batches:
@@ -165,7 +173,12 @@ class _WholeFiles(TorchCheckpointIO):
         storage_options: Any = None,  # noqa: ARG002
     ) -> None:
         with whole(Path(path)) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)  # given a name, it would hide why the system refuses
+            try:
+                torch.save(checkpoint, file)  # given a name, it would hide why the system refuses
+            except RuntimeError as error:  # so does closing its archive after that
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(
         self,
@@ -181,8 +194,6 @@ class _Progress(Callback):
 
     def __init__(self, course: Course) -> None:
         self.course = course
-
-    def on_train_start(self, *_: Any) -> None:
         console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("training"),
@@ -193,6 +204,8 @@ class _Progress(Callback):
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=1.0)
+
+    def on_train_start(self, *_: Any) -> None:
         self.bar.start()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:

@@ -20,6 +20,7 @@ __all__ = ["NETWORK", "Options", "fill", "fit_together"]
 NETWORK = ("base", "depth", "padding", "norm", "dropout", "up")  # options of the network
 _FILLED = ("batch", "patch", "learning_rate", "gain", "shift")
 _BUDGET = ("steps", "epochs", "time")
+_FRACTIONS = ("learning_rate", "epochs", "time")  # the other numbers are integers
 _YEAR = 366 * 86400.0
 
 
@@ -28,7 +29,7 @@ class Options:
     """The table [training] of ``config.toml``: arguments of `training.fit`, without gaps.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value out of its range, or no number.
     """
 
     solver: str
@@ -61,7 +62,13 @@ class Options:
             ("patience", 1, 2**31),
         ]:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is None:
+                continue
+            kind = (int, float) if name in _FRACTIONS else int
+            if not isinstance(value, kind):
+                number = "a number" if name in _FRACTIONS else "an integer"
+                raise UserError(f"{name}: expected {number}, got {value!r}")
+            if not low <= value <= high:
                 raise UserError(f"{name}: expected {low} to {high}, got {value}")
         if self.solver not in SOLVERS:
             raise UserError(f"solver: expected one of {', '.join(SOLVERS)}, got {self.solver!r}")
@@ -112,8 +119,8 @@ def fit_together(
         exact: a patch that does not fit is an error.
 
     Raises:
-        UserError: see `exact`.
-        ValueError: the network cannot be built, or takes no batch of these patches.
+        UserError: see `exact`; the network takes no batch of these patches.
+        ValueError: the network cannot be built.
     """
     with torch.device("meta"):
         model = models.build(**network)
@@ -124,7 +131,13 @@ def fit_together(
         if exact and side != options.patch + 2 * margin:
             fits = " or ".join(str(n - 2 * margin) for n in (smaller, side) if n)
             raise UserError(f"patch: this network takes {fits}, not {options.patch}")
-    model(torch.empty(options.batch, network["in_channels"], side, side, device="meta"))
+    try:
+        model(torch.empty(options.batch, network["in_channels"], side, side, device="meta"))
+    except ValueError as error:  # such as batch normalisation's of a single value
+        raise UserError(
+            f"batch, patch: the network does not take {options.batch} of {options.patch} pixels a "
+            f"side, take more or larger ones: {error}"
+        ) from error
     patch, steps = side - 2 * margin, options.steps
     if options.epochs is not None:
         pixels = sum(picture.target.size for picture in pictures)

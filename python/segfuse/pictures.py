@@ -25,16 +25,12 @@ def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisatio
 
     Raises:
         UserError: a file that cannot be read; labels that are not of the coding or the image's
-            size; images that differ in channels.
+            size; images that differ in channels or cannot be normalised.
     """
     image_of, labels_of = lru_cache(1)(read_image), lru_cache(1)(read_labels)
     pictures: list[Picture] = []
     for pair in pairs:
-        rows = slice(*(pair.rows or (None,)))
-        image, labels = (
-            pages(file)[pair.page][..., rows, :]
-            for pages, file in ((image_of, pair.image), (labels_of, pair.labels))
-        )
+        image, labels = image_of(pair.image)[pair.page], labels_of(pair.labels)[pair.page]
         if image.shape[1:] != labels.shape:
             raise UserError(
                 f"{pair.labels}: expected labels of the image's {image.shape[1]} x "
@@ -45,8 +41,12 @@ def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisatio
                 f"{pair.image}: expected {len(pictures[0][0])} channels, as {pairs[0].image} has, "
                 f"got {len(image)}"
             )
-        target = coding.encode(labels, str(pair.labels))
-        pictures.append(Picture(normalisation(image), target, pair.name))
+        rows = slice(*(pair.rows or (None,)))
+        target = coding.encode(labels, str(pair.labels))[rows]
+        try:
+            pictures.append(Picture(normalisation(image[:, rows]), target, pair.name))
+        except ValueError as error:
+            raise UserError(f"{pair.image}: {error}") from error
     return pictures
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -18,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -49,6 +51,19 @@ WRONG = "#FF2020"  # on grey; classes have colours of their own
 SCALE_BAR = 50  # pixels
 LETTER = 0.62 / 72  # inches that a letter is wide, for a point of size
 MOST_PIXELS = 1024  # along a side of a picture in `overlays`
+
+P = ParamSpec("P")
+
+
+def _literal(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Let dollars in names be dollars, which would enclose formulas."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def visible(image: NDArray[Any]) -> NDArray[np.float32]:
@@ -193,6 +208,7 @@ def class_colours(classes: int, palette: Sequence[int] | None = None) -> NDArray
     return np.concatenate([chosen[:classes], chosen[-1:]]).astype(np.float32)
 
 
+@_literal
 def overlays(
     items: Sequence[tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]]],
     names: Sequence[str],
@@ -301,6 +317,7 @@ def _errors(
     return picture
 
 
+@_literal
 def curves(metrics: Path) -> Figure:
     """Draw what a training run logged: losses, validation figures and learning rate by step.
 
@@ -350,6 +367,7 @@ def _curve(
         axes.plot(*mean, color=colour, linewidth=2, label=f"{name}, mean of {window}")
 
 
+@_literal
 def confusion_picture(matrix: Any, names: Sequence[str]) -> Figure:
     """Draw a confusion matrix: of each class's pixels, the percentage predicted as each class.
 

@@ -12,9 +12,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import tomli_w
@@ -41,6 +46,8 @@ FORMAT = 1
 CONFIG, WEIGHTS, METRICS = "config.toml", "model.safetensors", "metrics.csv"
 CURVES, OVERLAYS = "curves.png", "overlays.png"
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+FILES = (CONFIG, WEIGHTS, METRICS, CURVES, OVERLAYS, LAST, BEST)
+RESULT = {"steps", "ended", "seconds", "best"}  # what [result] holds at least
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,19 @@ class Run:
         return self._networks[device]
 
     @property
+    def result(self) -> dict[str, Any]:
+        """What came of the training.
+
+        Raises:
+            UserError: ``config.toml`` is damaged.
+        """
+        result = self.config.get("result")
+        missing = RESULT - result.keys() if isinstance(result, dict) else {"result"}
+        if missing:
+            raise damaged(self.path / CONFIG, KeyError(min(missing)))
+        return dict(self.config["result"])
+
+    @property
     def channels(self) -> int:
         """Channels of the images that the network takes."""
         return int(self.config["model"]["in_channels"])
@@ -159,6 +179,37 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise damaged(path, error) from error
+    check_shapes(path, model, state)
+    model.load_state_dict(state)
+
+
+def mend(run: Run) -> bool:
+    """Write the weights anew where they are lost but the best checkpoint is there.
+
+    Returns:
+        whether they were.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another network; the file system refuses.
+    """
+    weights, best = run.path / WEIGHTS, run.path / BEST
+    if weights.exists() or not best.exists():
+        return False
+    with torch.random.fork_rng(devices=[]):
+        model = build(run.config, run.path)
+    state = model_state(load_state(best))
+    check_shapes(best, model, state)
+    model.load_state_dict(state)
+    save_weights(weights, model)
+    return True
+
+
+def check_shapes(path: Path, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """See that the state that `path` holds is of a network like `model`.
+
+    Raises:
+        UserError: it is not.
+    """
     expected, found = (
         {name: tuple(value.shape) for name, value in tensors.items()}
         for tensors in (model.state_dict(), state)
@@ -169,7 +220,32 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{path} is of another network than {CONFIG} says: {name}: expected shape "
                 f"{expected.get(name)}, got {found.get(name)}"
             )
-    model.load_state_dict(state)
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint of a training, without taking its tensors into memory.
+
+    Raises:
+        UserError: the file is damaged or no such checkpoint.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
+        raise damaged(checkpoint, error) from error
+    found = state.keys() if isinstance(state, dict) else set()
+    if missing := {"global_step", "state_dict", "pytorch-lightning_version"} - found:
+        raise damaged(checkpoint, KeyError(min(missing)))
+    return dict(state)
+
+
+def model_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the network's part of what `load_state` read."""
+    start = "model."
+    return {
+        name.removeprefix(start): value
+        for name, value in state["state_dict"].items()
+        if name.startswith(start)
+    }
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -202,9 +278,63 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
     Raises:
         UserError: the file system refuses.
     """
-    text = tomli_w.dumps(_without_none(config))
+    text = encoded(config)
     with whole(path / CONFIG) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text)
+
+
+def encoded(config: dict[str, Any]) -> bytes:
+    """Give what `write_config` writes.
+
+    Raises:
+        UserError: a file's name is not UTF-8, as of old archives, and TOML cannot hold it.
+    """
+    text = tomli_w.dumps(_without_none(config))
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        line = text[text.rfind("\n", 0, error.start) + 1 :].partition("\n")[0].strip()
+        raise UserError(f"expected names in UTF-8, rename {line!a}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from training into a run folder, which is made if it is missing.
+
+    The lock ends with the process, however that ends. Where the file system knows no locks, there
+    is none.
+
+    Raises:
+        UserError: another process has it, or the file system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write into {path}: {error.strerror}") from error
+    _locks.add(lock)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{path} is being trained by another process") from error
+        yield
+    finally:
+        if lock in _locks:
+            _locks.remove(lock)
+            os.close(lock)
+
+
+_locks: set[int] = set()  # descriptors
+
+
+def _let_go() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)  # or workers would hold it a while after a kill
 
 
 def claim(path: Path, *, overwrite: bool) -> None:
@@ -221,7 +351,7 @@ def claim(path: Path, *, overwrite: bool) -> None:
     make(path / LAST)
     clear_partial(path)
     try:
-        for name in (CONFIG, WEIGHTS, METRICS, CURVES, OVERLAYS, LAST, BEST):
+        for name in FILES:
             (path / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot remove {error.filename}: {error.strerror}") from error
@@ -229,12 +359,15 @@ def claim(path: Path, *, overwrite: bool) -> None:
 
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds files, unless they may be overwritten; write nothing."""
+    first = None
     try:
-        first = min((file.name for file in path.iterdir()), default=None)
-    except FileNotFoundError:
-        return
+        with suppress(FileNotFoundError):
+            first = min((file.name for file in path.iterdir()), default=None)
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     except OSError as error:
         raise UserError(f"cannot write into {path}: {error.strerror}") from error
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {there}: no permission")
     if first is not None and not overwrite:
         raise UserError(
             f"{path} holds files ({first}): choose another folder, resume the run that is there, "

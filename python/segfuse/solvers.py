@@ -5,7 +5,7 @@ momentum 0.99 on one large tile a step, at a constant rate. The paper gives no r
 mean over the tile's pixels.
 
 "modern" is AdamW (Loshchilov, Hutter, ICLR 2019), its rate rising linearly over the first 5 % of
-the budget and falling along a cosine to zero.
+the budget, as reading leaves it, and falling along a cosine to zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Solver:
 
     Attributes:
         optimizer: makes the optimizer of parameters; takes ``lr``.
-        schedule: factor on the learning rate when a fraction 0 to 1 of the budget is spent.
+        schedule: factor on the learning rate when a fraction 0 to 1 of the budget is spent, 0 at
+            the first step, whatever time was spent before it.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]

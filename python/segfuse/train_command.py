@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,8 @@ from .terminal import seed as check_seed
 
 __all__ = ["train"]
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 def _by_solver(name: str) -> str:
     """Tell the defaults of an option."""
@@ -52,7 +55,8 @@ def train(
         Path | None, option("Data", "--output", "-o", help="Run folder, to be made.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with a run that was stopped; the only option then.")
+        Path | None,
+        typer.Option(help="Go on with a run that was stopped; no option but --device beside it."),
     ] = None,
     overwrite: Overwrite = False,
     validation: Annotated[
@@ -73,7 +77,11 @@ def train(
     class_names: ClassNames = None,
     normalise: Annotated[
         Literal["percentile", "meanstd", "none"],
-        option("Data", help="Of grey values, an image and channel at a time."),
+        option(
+            "Data",
+            help="Of grey values, an image and channel at a time; none divides uint8 by 255 and "
+            "uint16 by 65535, and leaves other numbers as they are.",
+        ),
     ] = "percentile",
     model: Annotated[Literal["unet"], option("Model", help="Network.")] = "unet",
     base: Annotated[
@@ -150,12 +158,12 @@ def train(
     """Train a network on images and label pictures; all that comes of it goes to a run folder."""
     given = dict(locals())
     del given["ctx"], given["resume"]
+    sources = {name: ctx.get_parameter_source(name) for name in given}
+    chosen = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
     if resume is not None:
-        sources = {name: ctx.get_parameter_source(name) for name in given}
-        others = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
-        if others:
+        if others := [name for name in chosen if name != "device"]:
             raise typer.BadParameter(
-                f"goes alone, as the run knows the rest, got {_spelt(others)} too",
+                f"goes alone or with --device, as the run knows the rest, got {_spelt(others)} too",
                 param_hint="--resume",
             )
     elif missing := [n for n in ("images", "labels", "output") if given[n] is None]:
@@ -169,11 +177,17 @@ def train(
             say(*_plan(given))
             run = training.fit(**given, progress=True)
         else:
-            run = training.resume(resume, progress=True)
-    except KeyboardInterrupt:
+            new = device if "device" in chosen else None
+            run = training.resume(resume, device=new, progress=True)
+    except (KeyboardInterrupt, SystemExit) as end:
+        word, code = "interrupted", 130
+        if isinstance(end, SystemExit):
+            if end.code != _TERMINATED:
+                raise
+            word, code = "terminated", _TERMINATED
         path = resume or output
         begun = path is not None and (path / "config.toml").exists()
-        fail(f"interrupted; go on with --resume {path}" if begun else "interrupted", 130)
+        fail(f"{word}; go on with --resume {path}" if begun else word, code)
     say(*_outcome(run))
 
 
@@ -227,7 +241,9 @@ def _plan(given: dict[str, Any]) -> list[str]:
 
 def _outcome(run: Any) -> list[str]:
     """Say what came of a training, and what the run folder holds."""
-    result = run.config["result"]
+    from .run import FILES
+
+    result = run.result
     best = result["best"]
     lines = [f"{result['steps']} steps in {result['seconds']:.0f} s, ended by {result['ended']}"]
     figures = [
@@ -239,5 +255,5 @@ def _outcome(run: Any) -> list[str]:
         part = result.get("validated", 1)
         of = "" if part == 1 else f", of {part:.0%} of the held out pixels"
         lines.append(f"validation, best at step {best['step']}{of}: {', '.join(figures)}")
-    written = sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file())
+    written = sorted(name for name in FILES if (run.path / name).exists())
     return [*lines, f"run folder {run.path}: {', '.join(written)}"]

@@ -20,7 +20,7 @@ from . import run as folder
 from .course import Budget, Course, Validation
 from .data.labels import detect
 from .data.normalise import Method, Normalisation
-from .data.pairs import pair
+from .data.pairs import number, pair
 from .data.pairs import split as split_pairs
 from .data.patches import Patches, Picture
 from .devices import check_precision, choose
@@ -37,6 +37,7 @@ from .solvers import SOLVERS
 __all__ = ["fit", "resume"]
 
 _DRAWN, _SHOWN = 4, 512  # pictures of overlays.png, at most; pixels a side of each
+_FEW = 10  # steps, of which nothing can be expected
 _LOG = logging.getLogger("segfuse")
 
 
@@ -83,8 +84,8 @@ def fit(
     budget of time, validations take about a tenth of it at most, by being fewer or, where that is
     not enough, of fewer pictures. What is None below is `solvers.DEFAULTS`'s.
 
-    On the CPU, the same arguments, files and torch give the same weights, if the budget is not one
-    of time.
+    On the CPU, the same arguments, files and torch give the same weights, if no time is given:
+    besides ending the training, it decides how many validations of how many pixels there are.
 
     Args:
         images: folder, or a single file.
@@ -93,7 +94,7 @@ def fit(
         model: a name of `models.MODELS`.
         solver: "modern" or "unet-paper", a name of `solvers.SOLVERS`.
         steps: to take.
-        epochs: passes over the training pictures, counted in labelled pixels.
+        epochs: passes over the training pictures, counted in pixels, void too.
         time: seconds from the call on, with reading, validations and drawing.
         batch: patches a step.
         patch: pixels a side that a patch labels, of those that fit the network.
@@ -110,7 +111,8 @@ def fit(
             (`devices.check_precision`).
         device: "auto", "cpu", "cuda", "cuda:N".
         seed: of weights, patches, dropout and the choice of validation pictures.
-        patience: stop after so many validations in a row without a better mean IU.
+        patience: stop after so many validations in a row without a better mean IU; not without
+            validation.
         threads: CPU threads; None as torch has them.
         workers: processes that cut patches; None: none on the CPU, up to 4 for a GPU.
         base: see `models.UNet`, like the options that follow.
@@ -125,6 +127,7 @@ def fit(
     Raises:
         UserError: files or options that cannot be worked with, found before anything is written; a
             file system that refuses, or a loss that is not finite, later.
+        SystemExit: SIGTERM came while it trained; the code is 143.
 
     Limits:
         All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label.
@@ -155,8 +158,13 @@ def fit(
                 "up": up,
             }
         )
-        train, held_out = split_pairs(pair(images, labels), split, validation, seed)
-        files = list(dict.fromkeys(p.labels for p in (*train, *held_out)))
+        pairs = pair(images, labels)
+        train, held_out = split_pairs(pairs, split, validation, seed)
+        if patience is not None and not held_out:
+            raise UserError("patience: expected pictures held out for validation, got none")
+        used = {p.labels for p in (*train, *held_out)}
+        # In natural order, as `inspect` samples them, whatever the split.
+        files = list(dict.fromkeys(p.labels for p in pairs if p.labels in used))
         coding = detect(files, kind=kind, classes=classes, ignore=ignore, names=names)
         if coding.classes == 1:
             raise UserError(f"{labels}: expected two classes at least, found one")
@@ -195,31 +203,49 @@ def fit(
         },
         "training": asdict(options),
     }
-    folder.claim(output, overwrite=overwrite)
-    folder.write_config(output, config)
-    return _train(Run.open(output), sides, began, progress=progress)
+    folder.encoded(config)  # refuses names that it cannot hold before anything is removed
+    with folder.locked(output):
+        folder.claim(output, overwrite=overwrite)
+        folder.write_config(output, config)
+        return _train(Run.open(output), sides, began, progress=progress)
 
 
-def resume(path: str | Path, *, progress: bool = False) -> Run:
+def resume(path: str | Path, *, device: str | None = None, progress: bool = False) -> Run:
     """Go on with a training that was stopped, from its last checkpoint.
 
     On the CPU, a training by steps ends with the weights it would have had undisturbed. Where there
     is no checkpoint yet, or nothing but ``config.toml``, it starts from the beginning, and a
-    finished one is left as it is; both are said through the logger "segfuse".
+    finished one is left as it is, but for weights that are lost, which its best checkpoint has;
+    all is said through the logger "segfuse".
 
     Args:
         path: the run folder.
+        device: "auto", "cpu", "cuda", "cuda:N"; None: as the training was begun.
         progress: show a bar; needs rich.
 
     Raises:
-        UserError: no run folder, or a damaged one; files that are gone or have changed; a device
-            that is not there; a file system that refuses.
+        UserError: no run folder, or a damaged one; one that another process trains into; files that
+            are gone or have changed; a device that is not there; a file system that refuses.
+        SystemExit: see `fit`.
     """
     began, run = perf_counter(), Run.open(path)
-    if "result" in run.config and (run.path / folder.WEIGHTS).exists():
-        steps, ended = (run.config["result"].get(name) for name in ("steps", "ended"))
-        _LOG.warning("%s is finished, after %s steps (%s): nothing to do", path, steps, ended)
-        return run
+    with folder.locked(run.path):
+        if folder.mend(run):
+            _LOG.warning("%s had lost its weights: written from its best checkpoint", path)
+        if "result" in run.config and (run.path / folder.WEIGHTS).exists():
+            steps, ended = (run.result[name] for name in ("steps", "ended"))
+            _LOG.warning("%s is finished, after %s steps (%s): nothing to do", path, steps, ended)
+            return run
+        sides = _read_again(run)
+        folder.make(run.path / folder.LAST)
+        folder.clear_partial(run.path)
+        if not (run.path / folder.LAST).exists():
+            _LOG.warning("%s has no checkpoint yet: starting from the beginning", path)
+        return _train(run, sides, began, device=device, progress=progress)
+
+
+def _read_again(run: Run) -> list[list[Picture]]:
+    """Read the pictures that a run was begun with."""
     data = run.config["data"]
     try:
         sides = [
@@ -230,29 +256,32 @@ def resume(path: str | Path, *, progress: bool = False) -> Run:
     except (KeyError, TypeError) as error:
         raise folder.damaged(run.path / folder.CONFIG, error) from error
     if pictures.checksum(chain(*sides)) != checksum:
-        raise UserError(f"the images or labels have changed since {path} was begun: train anew")
-    folder.make(run.path / folder.LAST)
-    folder.clear_partial(run.path)
-    if not (run.path / folder.LAST).exists():
-        _LOG.warning("%s has no checkpoint yet: starting from the beginning", path)
-    return _train(run, sides, began, progress=progress)
+        raise UserError(f"the images or labels have changed since {run.path} was begun: train anew")
+    return sides
 
 
-def _train(run: Run, sides: list[list[Picture]], began: float, *, progress: bool) -> Run:
+def _train(
+    run: Run,
+    sides: list[list[Picture]],
+    began: float,
+    *,
+    device: str | None = None,
+    progress: bool,
+) -> Run:
     """Train as the run's config says, and write what came of it."""
     try:
         options = Options(**run.config["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise folder.damaged(run.path / folder.CONFIG, error) from error
     train, held_out = sides
-    device, solver = choose(options.device), SOLVERS[options.solver]
-    check_precision(options.precision, device)
-    with use_threads(options.threads), torch.random.fork_rng(devices=[]):
+    where, solver = choose(device or options.device), SOLVERS[options.solver]
+    check_precision(options.precision, where)
+    with use_threads(options.threads), torch.random.fork_rng(devices=[]), _plain():
         torch.default_generator.manual_seed(options.seed)
         model = folder.build(run.config, run.path)
         validation = None
         if held_out:
-            validation = Validation(held_out, run.coding.classes, device, options.precision)
+            validation = Validation(held_out, run.coding.classes, where, options.precision)
         course = Course(
             Budget(options.steps, options.time),
             rate=options.learning_rate,
@@ -278,13 +307,16 @@ def _train(run: Run, sides: list[list[Picture]], began: float, *, progress: bool
             course,
             batch=options.batch,
             solver=solver,
-            device=device,
+            device=where,
             precision=options.precision,
             workers=options.workers,
             checkpoint=checkpoint if checkpoint.exists() else None,
             progress=progress,
         )
-        _draw(run, validation.pictures if validation else train, device)
+        _draw(run, validation.pictures if validation else train, where)
+    if course.ended == "time" and (steps := int(course.rows[-1]["step"])) < _FEW:
+        told = number(steps, "step")
+        _LOG.warning("%s: the time sufficed for %s: train for longer", run.path, told)
     result: dict[str, Any] = {"steps": course.rows[-1]["step"], "ended": course.ended}
     result |= {"seconds": round(course.seconds, 3), "best": course.best}
     if validation:
@@ -313,6 +345,18 @@ def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
         items.append((name, part, target[:_SHOWN, :_SHOWN], labels))
     with whole(run.path / folder.OVERLAYS) as path:
         overlays(items, run.coding.names, palette=run.coding.palette).savefig(path)
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Train as ever, whatever dtype or inference mode the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(mode=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @contextmanager

@@ -464,7 +464,7 @@ def _as_labels(samples: NDArray[Any], path: str | Path) -> NDArray[Any]:
         return labels.astype(np.uint8)
     if labels.dtype.kind in "iu":
         return labels
-    if labels.dtype.kind == "f" and (np.abs(labels) < 2**31).all():  # so none is NaN
+    if labels.dtype.kind == "f" and (np.abs(labels.astype(np.float64)) < 2**31).all():  # no NaN
         ids = labels.astype(np.int32)
         if (ids == labels).all():
             return ids

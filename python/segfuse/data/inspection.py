@@ -17,7 +17,7 @@ from ..errors import UserError
 from .files import image_header, read_image, read_labels
 from .labels import SAMPLE, LabelCoding, PageIds, decide, evenly, palette_of_set
 from .normalise import thinned
-from .pairs import find_images, match, mismatch, number, some
+from .pairs import broken_links, find_images, match, mismatch, number, some
 
 __all__ = ["Inspection", "inspect"]
 
@@ -135,6 +135,11 @@ def inspect(
     """
     problems: list[str] = []
     files = find_images(images)
+    problems += (
+        f"{number(len(broken), 'broken link')} in {folder}: {some(broken)}"
+        for folder in (images, labels)
+        if folder is not None and (broken := broken_links(folder))
+    )
     headers = {file: _tried(problems, image_header, file) for file in files}
     known = {file: header for file, header in headers.items() if header is not None}
     pixels = _Pixels.of(_pages(list(known), read_image, problems, everything=everything))
@@ -221,6 +226,12 @@ def _labels(
     for page in pages:
         np.add.at(pixels, coding.encode(page.ids, page.source), page.counts)
     seen = pixels[: coding.classes]
+    found = np.count_nonzero(seen)
+    if options["classes"] is None and not options["names"] and 2 * found < coding.classes:
+        problems.append(
+            f"labels are read as {coding.classes} classes, of which {found} have pixels: set the "
+            "number of classes if that is right, else the kind or the id to ignore"
+        )
     result |= {
         "coding": coding,
         "shares": tuple((seen / max(seen.sum(), 1)).tolist()),

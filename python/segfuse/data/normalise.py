@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from math import gcd
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ __all__ = ["Normalisation", "thinned"]
 Method = Literal["percentile", "meanstd", "none"]
 Scope = Literal["image", "set"]
 SAMPLE = 2**16  # pixels of an image and channel that stand for it in a set
+_HIGHEST = {"uint8": 255.0, "uint16": 65535.0}
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Normalisation:
 
     Attributes:
         method: "percentile" takes the percentiles `low` and `high` to 0 and 1 and clips nothing;
-            "meanstd" takes the mean to 0 and the standard deviation to 1; "none" divides integers
-            by the highest of their dtype and leaves floating numbers as they are.
+            "meanstd" takes the mean to 0 and the standard deviation to 1; "none" divides uint8 by
+            255 and uint16 by 65535, and leaves all other numbers as they are, which files give as
+            float32.
         low: percentile, 0 to 100.
         high: percentile, above `low`, to 100.
         scope: "image": of each image on its own; "set": of all images given to `fit`.
@@ -85,7 +88,8 @@ class Normalisation:
             (C, H, W), float32, an array of its own.
 
         Raises:
-            ValueError: scope "set" before `fit`, or another number of channels.
+            ValueError: scope "set" before `fit`, another number of channels, or values whose span
+                float32 does not hold.
         """
         offset, scale = self.terms(image.reshape(len(image), -1))
         result = image.astype(np.float32)
@@ -103,7 +107,7 @@ class Normalisation:
             ValueError: as in `__call__`.
         """
         if self.method == "none":
-            highest = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "iu" else 1.0
+            highest = _HIGHEST.get(pixels.dtype.name, 1.0)
             return np.zeros(len(pixels)), np.full(len(pixels), highest)
         if self.scope == "image":
             return self._found(pixels)
@@ -138,6 +142,11 @@ class Normalisation:
         """Offset and scale of pixels (C, n)."""
         least = pixels.min(axis=1).astype(np.float64)
         most = pixels.max(axis=1).astype(np.float64)
+        if (most - least > np.finfo(np.float32).max).any():
+            raise ValueError(
+                f"image: expected values whose span float32 holds, got {least.min():g} to "
+                f"{most.max():g}"
+            )
         if self.method == "percentile":
             low, high = np.percentile(pixels, [self.low, self.high], axis=1).astype(np.float64)
             close = high <= low
@@ -151,6 +160,9 @@ class Normalisation:
 
 
 def thinned(image: NDArray[Any]) -> NDArray[Any]:
-    """Every n-th pixel (C, at most SAMPLE)."""
+    """Every n-th pixel (C, at most SAMPLE), of all columns alike."""
     pixels = image.reshape(len(image), -1)
-    return pixels[:, :: -(-pixels.shape[1] // SAMPLE)]
+    step = -(-pixels.shape[1] // SAMPLE)
+    while gcd(step, image.shape[-1]) > 1:
+        step += 1
+    return pixels[:, ::step]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,17 @@ import numpy as np
 from ..errors import UserError
 from .files import IMAGE_SUFFIXES, image_header
 
-__all__ = ["Pair", "find_images", "match", "mismatch", "number", "pair", "some", "split"]
+__all__ = [
+    "Pair",
+    "broken_links",
+    "find_images",
+    "match",
+    "mismatch",
+    "number",
+    "pair",
+    "some",
+    "split",
+]
 
 NAMED = 3  # files that a message names; of more it gives the number
 _ENDING = re.compile(r"([_\-. ]+[A-Za-z]+)+\d?")  # what names of labels add to those of images
@@ -27,7 +38,8 @@ class Pair:
     """A page of an image and its labels.
 
     Attributes:
-        name: the file's name without suffixes; of pages of a stack with ":" and the page's index.
+        name: the file's name without suffixes, in Unicode's NFC; of pages of a stack with ":" and
+            the page's index.
         image: file.
         labels: file.
         page: index, from 0, in both files.
@@ -45,7 +57,8 @@ def find_images(path: str | Path) -> list[Path]:
     """List the pictures of a folder, not of folders inside it, in natural order: 2 before 10.
 
     Args:
-        path: a folder, whose hidden files are skipped; or a file, which is listed as it is.
+        path: a folder, whose hidden files and broken links are skipped; or a file, which is listed
+            as it is.
 
     Raises:
         UserError: there is no such folder, or no picture in it.
@@ -63,6 +76,14 @@ def find_images(path: str | Path) -> list[Path]:
             f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}) among {len(names)} entries"
         )
     return sorted(found, key=_natural)
+
+
+def broken_links(path: str | Path) -> list[Path]:
+    """List what `find_images` leaves out of a folder as links to no file (git-annex has such)."""
+    path = Path(path)
+    entries = path.iterdir() if path.is_dir() else ()
+    pictures = (entry for entry in entries if entry.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted((p for p in pictures if p.is_symlink() and not p.exists()), key=_natural)
 
 
 def pair(images: str | Path, labels: str | Path) -> list[Pair]:
@@ -273,19 +294,20 @@ def _table(text: str, path: Path) -> dict[str, str]:
     for row in rows:
         side = (row[columns["split"]] or "").strip().lower()
         if side == "train" or side in _VALIDATION:
-            file = Path((row[name] or "").strip()).name
+            file = _composed(Path((row[name] or "").strip()).name)
             result[file] = "train" if side == "train" else "validation"
     return result
 
 
 def _lines(text: str) -> dict[str, str]:
     lines = (line.strip() for line in text.splitlines())
-    return {Path(line).name: "validation" for line in lines if line and not line.startswith("#")}
+    names = (Path(line).name for line in lines if line and not line.startswith("#"))
+    return {_composed(name): "validation" for name in names}
 
 
 def _names(pair: Pair) -> Iterable[str]:
     """What a list may call a pair."""
-    return {pair.name, _stem(pair.image), pair.image.name}
+    return {pair.name, _stem(pair.image), _composed(pair.image.name)}
 
 
 def _partner(stem: str, names: Iterable[str]) -> str | None:
@@ -299,7 +321,12 @@ def _partner(stem: str, names: Iterable[str]) -> str | None:
 
 
 def _stem(path: Path) -> str:
-    return path.stem.removesuffix(".ome").removesuffix(".OME")
+    return _composed(path.stem).removesuffix(".ome").removesuffix(".OME")
+
+
+def _composed(name: str) -> str:
+    """Give accented letters one form; macOS takes them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

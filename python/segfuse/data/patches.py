@@ -38,7 +38,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     a multiple of 90 degrees, flipped or not, its grey values multiplied by exp(gain z) and shifted
     by shift z', with z and z' standard normal and the same for all channels. Beyond its border, and
     where it is smaller than a patch, a picture is mirrored, with its target. Places that show void
-    alone are drawn anew, up to a hundred times.
+    alone are drawn anew; after a hundred, the patch is laid around one of the pixels that count.
 
     Patch i is a function of (seed, i) alone, in whichever order or process the patches are drawn.
 
@@ -114,6 +114,11 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             patch = _cut(target, top, left, self.size)
             if (patch != _VOID).any():
                 break
+        else:
+            seen = random.choice(np.flatnonzero(target != _VOID))
+            places = zip(np.unravel_index(seen, target.shape), target.shape, strict=True)
+            top, left = (self._around(int(place), length) for place, length in places)
+            patch = _cut(target, top, left, self.size)
         wide = _cut(image, top - self.margin, left - self.margin, self.size + 2 * self.margin)
         turns, flip = int(random.integers(4)), random.integers(2)
         wide, patch = np.rot90(wide, turns, (1, 2)), np.rot90(patch, turns)
@@ -127,6 +132,10 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         """Draw where the patch begins on an axis of a picture: inside, or around the whole."""
         first, last = sorted((0, length - self.size))
         return int(random.integers(first, last + 1))
+
+    def _around(self, place: int, length: int) -> int:
+        """Where the patch begins that has `place` in its middle, or as near to it as can be."""
+        return min(max(place - self.size // 2, 0), max(length - self.size, 0))
 
 
 def _cut(array: NDArray[Any], top: int, left: int, side: int) -> NDArray[Any]:

@@ -213,7 +213,7 @@ class Course(Callback):
         self._validations = state["validations"]
         self._pixels = state["pixels"]
         self._reserve = state["reserve"]
-        self._start = state["start"]
+        self._start = state.get("start", 0.0)  # of an older checkpoint: none
         self._mark = state["mark"]
         self._losses = [torch.tensor(loss) for loss in state["losses"]]
         self._began = time.perf_counter() - state["seconds"]

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from segfuse import geometry, models
 from segfuse.geometry import Axis, GeometryError
-from segfuse.geometry.network import Geometry, check_same, first_tensor, trace
+from segfuse.geometry.glance import first_tensor
+from segfuse.geometry.network import Geometry, check_same, trace
 from segfuse.geometry.rules import _Way
 
 Cut = tuple[int, int]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import segfuse
 from segfuse import models
+from segfuse.tiling.absolute import resampled
 from segfuse.tiling.engine import rows_needed
 from segfuse.tiling.job import Asked, Job, expected
 from segfuse.tiling.plan import Wish, exact
@@ -368,6 +369,39 @@ def test_the_network_is_left_as_it_was() -> None:
     predict(model, image(40, 50), tile=1)
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+def test_the_image_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3, padding=1))
+    x = torch.from_numpy(image(1, 20, 30))
+    before = x.clone()
+    plain = predict(net, x)
+    for one, options in ((x, {}), (x[0].numpy(), {}), (x, {"augment": "d4"}), (x, {"tile": 16})):
+        predict(net, one, **options)
+        assert torch.equal(x, before), options
+    assert torch.equal(predict(net, x), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("nearest", {}), ("nearest-exact", {})]
+    + [(m, {"align_corners": c}) for m in ("linear", "bilinear", "bicubic") for c in (False, True)],
+)
+def test_samples_lie_where_torch_takes_them(
+    dtype: torch.dtype, mode: str, options: dict[str, Any]
+) -> None:
+    flat = mode in {"bilinear", "bicubic"}
+    for old, new in [(7, 23), (641, 1921), (1000, 3001), (5000, 4999), (3333, 10000)]:
+        x = torch.rand(1, 1, old, *(1,) * flat, dtype=dtype)
+        size = (new, *(1,) * flat)
+        whole = nn.functional.interpolate(x, size, mode=mode, **options)
+        at = torch.arange(new)
+        ours = resampled(x, 2, at, 0, (old, new), None, mode=mode, corners=any(options.values()))
+        if "nearest" in mode:
+            assert torch.equal(ours, whole), (old, new)
+        else:
+            torch.testing.assert_close(ours, whole)
 
 
 def test_several_outputs() -> None:

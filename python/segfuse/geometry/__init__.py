@@ -6,7 +6,8 @@
 from .axis import Axis
 from .findings import Feature, Finding, GeometryError, Resize
 from .frames import Frame, input_frame, valid_sizes
-from .network import Geometry, of, output_size
+from .glance import output_size
+from .network import Geometry, of
 
 __all__ = [
     "Axis",

@@ -10,7 +10,8 @@ from math import floor
 from torch import nn
 
 from .findings import GeometryError
-from .network import Geometry, _checked, output_size, output_sizes, trace
+from .glance import checked_shape, output_size
+from .network import Geometry, trace
 
 _SPREAD = (*range(257), 512, 1024)  # pixels by which sizes are enlarged to find a valid one
 
@@ -36,9 +37,9 @@ def valid_sizes(
         as at any of them: some networks' never are.
     """
     at = 2 + axis
-    shape = _checked(shape)
+    shape = checked_shape(shape)
     trials = [(*shape[:at], n, *shape[at + 1 :]) for n in sizes]
-    runs = [t for t, out in zip(trials, output_sizes(model, trials), strict=True) if out]
+    runs = [t for t in trials if output_size(model, t)]
     skews = [_skew(trace(model, t)) for t in runs]
     aligned = [t[at] for t, skew in zip(runs, skews, strict=True) if skew == min(skews)]
     return [t[at] for t in runs], aligned
@@ -76,7 +77,7 @@ def input_frame(
     Raises:
         GeometryError: there is no such size near, or the output has another resolution.
     """
-    shape = _checked(shape)
+    shape = checked_shape(shape)
     out = output_size(model, shape)
     if out == shape[2:]:
         return tuple(Frame(0, 0, 0) for _ in out)
@@ -96,7 +97,8 @@ def _frame(model: nn.Module, base: Geometry, k: int, n: int, *, symmetric: bool)
     least = n + max(0, eaten - step)
     most = n + 2 * max(0, eaten) + 3 * step
     trials = [(*base.shape[:at], size, *base.shape[at + 1 :]) for size in range(least, most)]
-    for trial, out in zip(trials, output_sizes(model, trials), strict=True):
+    for trial in trials:
+        out = output_size(model, trial)
         if not out or out[k] < n:
             continue
         found = trace(model, trial)
@@ -121,10 +123,10 @@ def _valid_near(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     rank, least = len(shape) - 2, max(shape[2:])
     trials = [(*shape[:2], *(least + more,) * rank) for more in _SPREAD]
     found: list[Geometry] = []
-    for trial, out in zip(trials, output_sizes(model, trials), strict=True):
+    for trial in trials:
         if found and trial[2] >= found[0].shape[2] + max(found[0].stride):
             break  # every residue was seen
-        if out:
+        if output_size(model, trial):
             found.append(trace(model, trial))
             if not found[-1].misaligned:
                 break

@@ -63,18 +63,19 @@ def _piece(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch compares storages so too
 
 
-def peak_bytes(ghost: nn.Module, image: Tensor) -> int:
-    """Bytes of all maps that live at once, at most, with the image.
+def peak_bytes(ghost: nn.Module, image: Tensor) -> tuple[Any, int]:
+    """Run a network on shapes: what it returns, and bytes of all maps that live at once, at most.
 
     Args:
         ghost: a network on the device "meta", in eval mode.
         image: (N, C, *S), on the device "meta".
+
+    The image counts.
 
     Limits:
         Parameters and workspaces of the kernels are not counted.
     """
     given = [image, *ghost.parameters(), *ghost.buffers()]
     with torch.no_grad(), torch.device("meta"), _Living(given) as living:
-        ghost(image)
-    peak: int = living.peak + image.untyped_storage().nbytes()
-    return peak
+        output = ghost(image)
+    return output, living.peak + image.untyped_storage().nbytes()

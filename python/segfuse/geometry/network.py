@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from copy import deepcopy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from io import StringIO
 from math import ceil, floor, lcm, prod
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .axis import Axis
 from .findings import Feature, Finding, GeometryError, Resize, Trace
+from .glance import checked_shape, copied, glance, like, line, quiet, remembered
 from .graph import walk
-from .memory import peak_bytes
 
-__all__ = ["Geometry", "check_same", "of", "output_size", "stated", "trace"]
+__all__ = ["Geometry", "check_same", "of", "stated", "trace"]
 
 _TRIALS = 5  # multiples of the stride, doubling, at which a network may pad itself to size
 
@@ -244,7 +237,7 @@ def of(
         What depends on the values of the image cannot be seen, nor that images of a batch are
         mixed: the network is read with one image.  Networks with several inputs are not read.
     """
-    shape = _checked(shape)
+    shape = checked_shape(shape)
     if margin is not None:
         return stated(model, shape, margin, 1 if stride is None else stride)
     if stride is not None:
@@ -267,21 +260,19 @@ def of(
 
 def trace(model: nn.Module, shape: Sequence[int]) -> Geometry:
     """`of` at one size: enough for sizes, not for what a network does at others."""
-    shape = (1, *_checked(shape)[1:])
-    known = _known.setdefault(model, {})
-    key = (shape, _look(model))
+    shape = (1, *checked_shape(shape)[1:])
+    known = remembered(model)
+    key = "trace", shape
     if key not in known:
-        if len(known) > 64:  # noqa: PLR2004 - traces of a long folder of sizes
-            known.clear()
         known[key] = _traced(model, shape)
-    return known[key]
-
-
-_known: WeakKeyDictionary[nn.Module, dict[Any, Geometry]] = WeakKeyDictionary()
+    found: Geometry = known[key]
+    return found
 
 
 def _traced(model: nn.Module, shape: tuple[int, ...]) -> Geometry:
-    found = _walk(model, shape)
+    found, seen = _walk(model, shape), glance(model, shape)
+    # a network that runs, but not on shapes alone, is taken to keep all its maps
+    peak = seen.peak if seen else sum(prod(f.shape) * f.dtype.itemsize for f in found.features)
     strides = []
     for k in range(len(shape) - 2):
         scales = [a.scale.numerator for f in found.features for a in f.axes if a.axis == k]
@@ -293,7 +284,7 @@ def _traced(model: nn.Module, shape: tuple[int, ...]) -> Geometry:
         outputs=tuple(found.outputs),
         everywhere=tuple(found.everywhere),
         misaligned=tuple(found.misaligned),
-        peak=_peak(model, shape, found),
+        peak=peak,
         rules=tuple(found.rules),
         sound=tuple(found.sound),
         resizes=tuple(found.resizes),
@@ -301,15 +292,15 @@ def _traced(model: nn.Module, shape: tuple[int, ...]) -> Geometry:
 
 
 def _walk(model: nn.Module, shape: tuple[int, ...]) -> Trace:
-    image, copy = _like(model).expand(shape), _copied(model)
-    with _quiet(), torch.no_grad():
+    image, copy = like(model).expand(shape), copied(model)
+    with quiet(), torch.no_grad():
         try:
             program = torch.export.export(copy, (image,), strict=False)
         except Exception as error:
-            line = _line(error)
-            why = "its steps depend on the image's values: " if "data-dependent" in line else ""
+            what = line(error)
+            why = "its steps depend on the image's values: " if "data-dependent" in what else ""
             raise GeometryError(
-                f"the network cannot be read at input {_by(shape[2:])}: {why}{line}"
+                f"the network cannot be read at input {_by(shape[2:])}: {why}{what}"
             ) from error
     signature = program.graph_signature
     constants = {}
@@ -319,15 +310,6 @@ def _walk(model: nn.Module, shape: tuple[int, ...]) -> Trace:
             constants[spec.arg.name] = _digest(value)
     outputs = tuple(map(str, signature.user_outputs))
     return walk(program.graph_module, str(signature.user_inputs[0]), outputs, constants)
-
-
-def _peak(model: nn.Module, shape: tuple[int, ...], found: Trace) -> int:
-    image = torch.empty(shape, device="meta", dtype=found.features[0].dtype)
-    with _quiet():
-        try:
-            return peak_bytes(_copied(model, "meta"), image)
-        except Exception:  # noqa: BLE001 - it runs, but not on the device "meta": all maps at once
-            return sum(prod(f.shape) * f.dtype.itemsize for f in found.features)
 
 
 def check_same(a: Geometry, b: Geometry) -> None:
@@ -372,11 +354,12 @@ def stated(
     Raises:
         ValueError: numbers out of range, an output larger than the input.
     """
-    shape = (1, *_checked(shape)[1:])
+    shape = (1, *checked_shape(shape)[1:])
     rank = len(shape) - 2
     margins = _each("margin", margin, rank, 0)
     strides = _each("stride", stride, rank, 1)
-    out = output_size(model, shape) or shape[2:]
+    seen = glance(model, shape)
+    out = seen.output[2:] if seen and 0 not in seen.output else shape[2:]
     axes, plain = [], []
     for k, (n, m, reach) in enumerate(zip(shape[2:], out, margins, strict=True)):
         if m > n:
@@ -395,10 +378,10 @@ def stated(
             )
         )
         plain.append(Axis(k, n))
-    dtype = _like(model).dtype
+    dtype = like(model).dtype
     image = Feature("input", "input", shape, tuple(plain), dtype)
     output = Feature("output", "as stated", (1, 1, *out), tuple(axes), dtype)
-    return Geometry(shape, strides, (image, output), (output,))
+    return Geometry(shape, strides, (image, output), (output,), peak=seen.peak if seen else 0)
 
 
 def _each(name: str, value: int | Sequence[int], rank: int, least: int) -> tuple[int, ...]:
@@ -410,119 +393,11 @@ def _each(name: str, value: int | Sequence[int], rank: int, least: int) -> tuple
     return values
 
 
-def output_size(model: nn.Module, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Spatial size of the output at input `shape`, None where the network fails.
-
-    Nothing is computed but shapes.
-    """
-    return next(output_sizes(model, [_checked(shape)]))
-
-
-def output_sizes(
-    model: nn.Module, shapes: Iterable[tuple[int, ...]]
-) -> Iterator[tuple[int, ...] | None]:
-    """`output_size` of many shapes."""
-    dtype = _like(model).dtype
-    ghost = _copied(model, "meta")
-    for shape in shapes:
-        image = torch.empty((1, *shape[1:]), device="meta", dtype=dtype)
-        with torch.no_grad(), torch.device("meta"), _quiet():
-            try:
-                found = first_tensor(ghost(image))
-            except Exception:  # noqa: BLE001 - whatever a network raises at a size it cannot take
-                yield None
-            else:
-                yield tuple(found.shape[2:]) if 0 not in found.shape else None
-
-
-def _copied(model: nn.Module, device: str | None = None) -> nn.Module:
-    """A copy in eval mode, so that the model keeps its state; tensors are shared, or on "meta"."""
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    held = [*model.parameters(), *model.buffers()]
-    held += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    memo = {id(t): t.detach().to(device) if device else t for t in held}
-    try:
-        return deepcopy(model, memo).eval()
-    except Exception as error:
-        raise GeometryError(f"the network cannot be copied: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
-
-
-def first_tensor(value: Any) -> Tensor:
-    """The output of a network that returns a tensor, or several.
-
-    Raises:
-        TypeError: there is none.
-    """
-    leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    if not leaves:
-        raise TypeError(f"model: expected a tensor as output, got {type(value).__name__}")
-    return leaves[0]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set a model to eval mode and put every part back to its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch.export's warnings, log and printed graphs off the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _like(model: nn.Module) -> Tensor:
-    """One zero of the dtype and on the device that the model takes."""
-    for p in (*model.parameters(), *model.buffers()):
-        if p.is_floating_point():
-            return torch.zeros(1, dtype=p.dtype, device=p.device)
-    return torch.zeros(1)
-
-
-def _look(model: nn.Module) -> str:
-    """What a model is made of; changes where a layer is exchanged or an option set."""
-    options = [
-        (name, key, value)
-        for name, module in model.named_modules()
-        for key, value in sorted(vars(module).items())
-        if key != "training" and isinstance(value, (bool, int, float, str, tuple, type(None)))
-    ]
-    like = _like(model)
-    what = (model, options, like.dtype, like.device)
-    return hashlib.sha256(repr(what).encode()).hexdigest()
-
-
 def _digest(value: Tensor) -> str:
     """Of shape, dtype and values."""
     flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     head = f"{tuple(value.shape)} {value.dtype}".encode()
     return hashlib.sha256(head + flat.numpy().tobytes()).hexdigest()
-
-
-def _checked(shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(shape)
-    if not 3 <= len(shape) <= 5 or min(shape) < 1:  # noqa: PLR2004
-        raise ValueError(
-            f"geometry: shape: expected (N, C, *S) with one to three spatial axes, got {shape}"
-        )
-    return shape
 
 
 def _by(values: Iterable[object]) -> str:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .plan import Resizes
 
-__all__ = ["AbsolutePositions"]
+__all__ = ["AbsolutePositions", "resampled"]
 
 _CUBIC = -0.75  # torch's and OpenCV's coefficient
 
@@ -54,7 +54,7 @@ class AbsolutePositions(TorchDispatchMode):
         for k, (a, b) in enumerate(zip(whole.before, whole.after, strict=True)):
             begin_in, begin_out = (int(self.start[k] / axis.scale) for axis in (a, b))
             length = tile.after[k].size
-            x = _resampled(
+            x = resampled(
                 x,
                 2 + k,
                 torch.arange(begin_out, begin_out + length, device=x.device),
@@ -67,7 +67,7 @@ class AbsolutePositions(TorchDispatchMode):
         return x
 
 
-def _resampled(  # noqa: PLR0917
+def resampled(  # noqa: PLR0917
     x: Tensor,
     dim: int,
     at: Tensor,
@@ -88,20 +88,23 @@ def _resampled(  # noqa: PLR0917
     # torch rounds a position once: its compilers contract step * (i + 1/2) - 1/2.  In float64 the
     # product is exact, and that many bits are far more than a float32 position has.
     at, step = at.double(), step.double()
-    if "nearest" in mode:
-        place = ((at + 0.5) * step if "exact" in mode else at * step).to(kind)
-        taps, weights = [place.floor().long()], [torch.ones_like(place)]
+    if "nearest" in mode and "exact" not in mode:
+        place = (at * step).to(kind)
     else:
         place = (at * step if corners else (at + 0.5) * step - 0.5).to(kind)
-        if "cubic" in mode:
-            base = place.floor()
-            taps = [base.long() + i for i in (-1, 0, 1, 2)]
-            weights = _cubic(place - base)
-        else:
+        if "cubic" not in mode:
             place = place.clamp(min=0)
-            base = place.floor()
-            taps = [base.long(), base.long() + 1]
-            weights = [1 - (place - base), place - base]
+    # floorf: in float32 whatever the map's dtype is
+    if "nearest" in mode:
+        half = 0.5 if "exact" in mode else 0.0
+        index = (place.double() + half).float().floor().long().clamp(max=old - 1)
+        return x.index_select(dim, (index - begin).clamp(0, x.shape[dim] - 1))
+    base = place.float().floor().clamp(max=old - 1)
+    part = (place - base).clamp(0, 1)
+    if "cubic" in mode:
+        taps, weights = [base.long() + i for i in (-1, 0, 1, 2)], _cubic(part)
+    else:
+        taps, weights = [base.long(), base.long() + 1], [1 - part, part]
     shape = [1] * x.dim()
     shape[dim] = -1
     result = torch.zeros((), dtype=kind, device=x.device)

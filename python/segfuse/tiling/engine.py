@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..devices import autocast, channels_last
-from ..geometry.network import evaluating, first_tensor
+from ..geometry.glance import evaluating, first_tensor
 from .absolute import AbsolutePositions
 from .plan import Cut, Plan
 
@@ -142,19 +142,16 @@ class Engine:
         self, plan: Plan, image: Tensor, corners: Sequence[Sequence[int]], starts: Sequence[Any]
     ) -> Tensor:
         """Compute the maps (T, K, *out) of tiles whose corners lie at `corners` of a band."""
-        whole = tuple(image.shape[1:]) == plan.tile and not any(map(any, corners))
-        if whole and image.dtype == self.dtype and self.scale is None:
-            x = image[None]
-        else:
-            x = ops.gather_tiles(
-                image,
-                torch.tensor(corners, dtype=torch.int64),
-                plan.tile,
-                border=self.border,
-                dtype=self.dtype,
-                scale=self.scale,
-                shift=self.shift,
-            )
+        # always a copy: a network may change its input in place
+        x = ops.gather_tiles(
+            image,
+            torch.tensor(corners, dtype=torch.int64),
+            plan.tile,
+            border=self.border,
+            dtype=self.dtype,
+            scale=self.scale,
+            shift=self.shift,
+        )
         if plan.resizes is None:
             return self._scores(x, plan, None)
         each = [self._scores(x[i : i + 1], plan, start) for i, start in enumerate(starts)]

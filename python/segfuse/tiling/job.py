@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ..devices import check_precision, choose
 from ..geometry import GeometryError, input_frame
-from ..geometry.network import evaluating, first_tensor
+from ..geometry.glance import evaluating, first_tensor, glance, line
 from .engine import Engine, TooLarge, label_dtype
 from .plan import Plan, Traffic, Wish, blended, exact
 from .progress import Progress
@@ -436,24 +435,28 @@ def _classes(
     model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> int:
     """Channels of the scores: by shapes alone, or, of networks that hide them, from zeros."""
+    size = shape[2:]
     try:
         frames = input_frame(model, shape)
-        size = tuple(n + f.before + f.after for n, f in zip(shape[2:], frames, strict=True))
-        network, where = deepcopy(model).to("meta"), torch.device("meta")
+        size = tuple(n + f.before + f.after for n, f in zip(size, frames, strict=True))
+        seen = glance(model, (*shape[:2], *size))
     except GeometryError:
-        network, where, size = model, device, shape[2:]
-    with evaluating(network), torch.inference_mode():
-        try:
-            y = first_tensor(network(torch.zeros((*shape[:2], *size), dtype=dtype, device=where)))
-        except RuntimeError as error:
-            line = next(iter(str(error).splitlines()), "")
-            raise ValueError(
-                f"predict: model: it runs neither at the image's shape {shape} nor at larger ones: "
-                f"{line[:200]}"
-            ) from error
-    if y.dim() != len(shape):
-        raise ValueError(f"predict: model: expected scores (N, K, *S), got shape {tuple(y.shape)}")
-    return y.shape[1]
+        seen = None
+    if seen:
+        scores = seen.output
+    else:
+        with evaluating(model), torch.inference_mode():
+            x = torch.zeros((*shape[:2], *size), dtype=dtype, device=device)
+            try:
+                scores = tuple(first_tensor(model(x)).shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    "predict: model: it runs neither at the image's shape "
+                    f"{shape} nor at larger ones: {line(error)[:200]}"
+                ) from error
+    if len(scores) != len(shape):
+        raise ValueError(f"predict: model: expected scores (N, K, *S), got shape {scores}")
+    return scores[1]
 
 
 def _available(device: torch.device) -> int:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..geometry import Frame, GeometryError, input_frame, output_size
 from ..geometry.axis import Axis
+from ..geometry.glance import glance
 from ..geometry.network import Geometry, check_same, stated, trace
 
 __all__ = ["Cut", "Plan", "Resizes", "Traffic", "Wish", "blended", "exact"]
@@ -170,20 +171,27 @@ def exact(model: nn.Module, shape: Sequence[int], wish: Wish | None = None) -> P
         _check_turned(image.look(image.total))
     if opaque or image.at_once:
         return image.whole()
+    seen = glance(model, (1, shape[1], *image.total))
+    if seen and image.fits(seen.peak):
+        return image.whole(seen.peak)
     try:
         whole = image.look(image.total)
     except GeometryError:
         if wish.tile is not None or wish.strict:
             raise
         return image.whole()
-    if image.fits(whole):
+    if image.fits(whole.peak, wish.most if whole.everywhere else 0):
         return image.whole(whole.peak)
+    _check_tileable(whole)
+    return image.tiled(whole)
+
+
+def _check_tileable(whole: Geometry) -> None:
     if whole.everywhere:
         listed = "; ".join(map(str, whole.everywhere[:3]))
         raise GeometryError(f"tiles cannot equal the whole image: {listed}")
     if any(a.scale != 1 for a in whole.output):
         raise GeometryError("the network's output has another resolution than the image")
-    return image.tiled(whole)
 
 
 @dataclass(frozen=True)
@@ -216,12 +224,11 @@ class _Framed:
             return stated(self.model, shape, self.wish.margin, self.wish.stride)
         return trace(self.model, shape)
 
-    def fits(self, whole: Geometry) -> bool:
-        """Whether the image can be computed at once."""
+    def fits(self, peak: int, most: int = 0) -> bool:
+        """Whether the image can be computed at once, by maps of `peak` bytes."""
         if self.wish.tile is not None:
             return False
-        need = self.wish.traffic.bytes(whole.peak, self.total)
-        most = self.wish.most if whole.everywhere else 0
+        need = self.wish.traffic.bytes(peak, self.total)
         return self.wish.memory is None or need <= max(self.wish.memory, most)
 
     def whole(self, peak: int = 0) -> Plan:

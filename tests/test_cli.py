@@ -18,7 +18,16 @@ testing = pytest.importorskip("typer.testing")
 for package in ("imagecodecs", "lightning", "matplotlib", "safetensors", "skimage", "tifffile"):
     pytest.importorskip(package, reason="needs segfuse[cli]")
 
-from segfuse import cli, demo, info, terminal, train_command, training  # noqa: E402
+from segfuse import (  # noqa: E402
+    cli,
+    demo,
+    info,
+    predict_command,
+    prediction_files,
+    terminal,
+    train_command,
+    training,
+)
 from segfuse.data import Normalisation, image_header, read_labels, write_labels  # noqa: E402
 from segfuse.models import MODELS  # noqa: E402
 from segfuse.solvers import SOLVERS  # noqa: E402
@@ -185,6 +194,13 @@ def test_unknown_options_get_one_line(command: str) -> None:
         (["predict"], "Missing argument"),
         (["predict", "run"], "Missing argument"),
         (["predict", "run", "images"], "--output"),
+        (["predict", "run", "images", "-o", "a", "--tile", "512x"], "pixels such as 512, or 512x7"),
+        (
+            ["predict", "run", "images", "-o", "a", "--overlap", "1.5"],
+            "a share below 1 such as 0.5",
+        ),
+        (["predict", "run", "images", "-o", "a", "--batch", "0"], "--batch"),
+        (["predict", "run", "images", "-o", "a", "--blend", "linear"], "'gaussian', 'hann'"),
         (["evaluate", "a"], "Missing argument"),
         (["evaluate", "a", "b", "c"], "unexpected extra argument"),
         (["evaluate", "a", "b", "--classes", "256"], "--classes"),
@@ -293,13 +309,26 @@ def test_train(trained: tuple[Path, str]) -> None:
     assert (run / "model.safetensors").exists()
 
 
+def test_predict_takes_what_predict_files_takes() -> None:
+    ours, theirs = (
+        dict(inspect.signature(function).parameters)
+        for function in (predict_command.predict, prediction_files.predict_files)
+    )
+    assert set(ours) == set(theirs) - {"progress"}
+    for name in set(ours) - {"run", "images", "output"}:
+        assert ours[name].default == theirs[name].default, name
+    ours, theirs = map(get_type_hints, (predict_command.predict, prediction_files.predict_files))
+    assert all(ours[name] == theirs[name] for name in ("border", "blend", "augment"))
+
+
 def test_predict_and_evaluate(trained: tuple[Path, str], tmp_path: Path) -> None:
     run, _ = trained
     images, out = run.parent / "images", tmp_path / "out"
     predict = ("predict", str(run), str(images), "-o", str(out), "--probabilities", "--threads=1")
     code, said, _ = segfuse(*predict)
     assert code == 0
-    assert f"12 files written to {out}" in said
+    assert f"to predict: 6 files, {6 * 36 * 48 / 1e6:.3g} Mpx; 6 whole; on cpu" in said
+    assert f"12 files written to {out}: {6 * 36 * 48 / 1e6:.3g} Mpx in" in said
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert len(before) == 12
     assert "0.png exists" in refused(1, *predict)
@@ -323,6 +352,49 @@ def test_predict_and_evaluate(trained: tuple[Path, str], tmp_path: Path) -> None
 
     assert "all.json exists" in refused(1, *evaluate)
     assert segfuse(*evaluate, "--overwrite")[0] == 0
+
+
+def test_predict_by_tiles(trained: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = trained
+    image = str(run.parent / "images/0.png")
+    options = ["--tile=24x32", "--memory=100MB", "--batch=2", "--precision=32", "--border=edge"]
+    predict = ("predict", str(run), image, "-o", str(tmp_path / "a.tif"), *options)
+    code, said, err = segfuse(*predict)
+    assert code == 0, err
+    assert re.search(r"; 1 by \d+ tiles of \d+ x \d+, \d+\.\d% of the work is overlap; on", said)
+    assert f"1 file written to {tmp_path / 'a.tif'}: 0.00173 Mpx in" in said
+    assert "a.tif exists" in refused(1, *predict)
+    blend = ("--blend=hann", "--tile=32", "--overlap=0.5", "--augment=d4", "--scores")
+    code, said, err = segfuse("predict", str(run), image, "-o", str(tmp_path / "b"), *blend)
+    assert code == 0, err
+    assert "8 turned and mirrored copies of each; 2 passes" in said
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["0.png", "0_scores.tif"]
+
+
+def test_predict_that_was_interrupted(
+    trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = trained
+    write, left = prediction_files.write_labels, iter(range(2))
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*arguments, **options)
+
+    out = tmp_path / "out"
+    predict = ("predict", str(run), str(run.parent / "images"), "-o", str(out), "--device=cpu")
+    monkeypatch.setattr(prediction_files, "write_labels", interrupted)
+    code, _, err = segfuse(*predict)
+    assert (code, err) == (130, "segfuse: interrupted; go on with --resume\n")
+    monkeypatch.setattr(prediction_files, "write_labels", write)
+    assert "(--resume), or begin anew (--overwrite)" in refused(1, *predict)
+    assert "border: was" in refused(1, *predict, "--resume", "--border=edge")
+    code, said, err = segfuse(*predict, "--resume")
+    assert code == 0, err
+    assert "to predict: 4 files, 0.00691 Mpx, 2 finished before; 4 whole" in said
+    assert f"4 files written to {out}, 2 files kept: 0.00691 Mpx in" in said
+    assert len(list(out.iterdir())) == 6
 
 
 def test_resume_of_a_finished_run_leaves_it_alone(trained: tuple[Path, str]) -> None:
@@ -363,7 +435,10 @@ def test_tables_on_a_terminal(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 # What goes wrong
 
 
-def test_bad_data_gets_one_line_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+def test_bad_data_gets_one_line_and_writes_nothing(
+    trained: tuple[Path, str], data: Path, tmp_path: Path
+) -> None:
+    made, _ = trained
     run, empty = tmp_path / "run", tmp_path / "empty"
     empty.mkdir()
     images, labels = data / "images", data / "labels"
@@ -384,6 +459,12 @@ def test_bad_data_gets_one_line_and_writes_nothing(data: Path, tmp_path: Path) -
         (trains(images, labels, "--up", "unpool", "--padding", "valid"), "padding"),
         (("train", "--resume", empty), "is not a run folder"),
         (("predict", empty, images, "-o", run), "is not a run folder"),
+        (("predict", made, images, "-o", run, "--memory=much"), "--memory: expected bytes or a"),
+        (
+            ("predict", made, images, "-o", run, "--memory=1"),
+            "segfuse: --memory: expected at least",
+        ),
+        (("predict", made, images, "-o", run, "--overlap=8"), "--overlap: expected blend with it"),
         (("evaluate", labels, narrow, "--json", run), "36 x 47"),
         (("evaluate", labels, narrow, "--picture", run / "a.gif"), "a.gif"),
         (("evaluate", labels, narrow, "--json", run / "a.json"), "is no folder"),

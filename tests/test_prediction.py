@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +109,10 @@ def test_layouts_agree() -> None:
     ],
 )
 def test_layouts_that_are_refused(image: Any) -> None:
-    with pytest.raises(ValueError, match="predict: image: "):
+    with pytest.raises(
+        ValueError,
+        match=r"image: expected (an array \(Y, X, 3\)|3 channels, as the model takes|axes of one)",
+    ):
         predict(unet("same", channels=3), image)
 
 
@@ -163,10 +170,18 @@ import tifffile  # noqa: E402
 from PIL import Image  # noqa: E402
 from runs import one_thread, write_run  # noqa: E402, F401
 
+from segfuse import prediction_files as files_module  # noqa: E402
 from segfuse import run as folder  # noqa: E402
-from segfuse.data import LabelCoding, palette_of, read_image, read_labels  # noqa: E402
+from segfuse.data import (  # noqa: E402
+    LabelCoding,
+    palette_of,
+    read_image,
+    read_labels,
+    write_labels,
+)
 from segfuse.errors import UserError  # noqa: E402
-from segfuse.prediction import predict_files  # noqa: E402
+from segfuse.prediction_files import predict_files  # noqa: E402
+from segfuse.tiling.job import Job  # noqa: E402
 
 
 def grey(path: Path, *shape: int) -> Path:
@@ -270,3 +285,406 @@ def test_nothing_is_written_before_all_is_checked(tmp_path: Path) -> None:
             predict_files(**{"run": run, "images": files, "output": out, **options})
         assert "\n" not in str(error.value)
         assert not out.exists()
+
+
+# Large files
+
+CLASSES = LabelCoding("classes", 3, 255)
+JOURNAL = f".{files_module._JOURNAL}"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> folder.Run:
+    """A run whose network is read, and traced at a size, once for all tests."""
+    return write_run(tmp_path_factory.mktemp("shared") / "run", CLASSES)
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file be read and written by bands."""
+    monkeypatch.setattr(files_module, "_LARGE", 0)
+
+
+def untouched(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+def written_tiffs(folder: Path) -> list[tuple[Path, int]]:
+    """Images of all kinds that are read, and their channels."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    bytes_, colours = (random.integers(0, 255, s).astype(np.uint8) for s in [(40, 50), (40, 50, 3)])
+    table = random.integers(0, 2**16, (3, 256)).astype(np.uint16)
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "grey": (bytes_, {"tile": (16, 32)}),
+        "zlib": (bytes_, {"compression": "zlib", "rowsperstrip": 7}),
+        "white": (bytes_, {"photometric": "miniswhite"}),
+        "flags": (bytes_ > 99, {}),
+        "stack": (random.integers(0, 2**16, (3, 40, 50)).astype(np.uint16), {}),
+        "signed": ((random.random((40, 50)) * 1000 - 500).astype(np.int16), {}),
+        "double": (random.random((40, 50)), {}),
+        "rgb": (colours, {"photometric": "rgb"}),
+        "rgba": (np.dstack([colours, bytes_]), {"photometric": "rgb", "extrasamples": [2]}),
+        "palette": (bytes_, {"photometric": "palette", "colormap": table}),
+    }
+    for name, (pixels, options) in kinds.items():
+        plain = {"photometric": "minisblack", **options}
+        tifffile.imwrite(folder / f"{name}.tif", pixels, **plain)
+    Image.fromarray(colours).save(folder / "colours.png")
+    return [(file, read_image(file).shape[1]) for file in sorted(folder.iterdir())]
+
+
+def test_large_files_are_predicted_as_small_ones(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {1: shared, 3: write_run(tmp_path / "run", CLASSES, 3)}
+    small, large = tmp_path / "small", tmp_path / "large"
+    images = written_tiffs(tmp_path / "images")
+    assert len(images) == 11
+    more = {"scores": True, "probabilities": True, "precision": "32"}
+    for limit, output in [(2**28, small), (0, large)]:
+        monkeypatch.setattr(files_module, "_LARGE", limit)
+        for channels, run in runs.items():
+            files = [file for file, number in images if number == channels]
+            predict_files(run, files, output, **more)
+    assert {f.stem for f in small.iterdir()} == {f.stem for f in large.iterdir()}
+    for file in large.iterdir():
+        one, other = (read_image(f) for f in (next(small.glob(f"{file.stem}.*")), file))
+        if "_" in file.stem:
+            np.testing.assert_allclose(other.reshape(one.shape), one, rtol=0, atol=1e-6)
+        else:
+            assert other.dtype == one.dtype == np.uint8
+            assert np.array_equal(other, one)
+            assert len(np.unique(other)) > 1
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_large_files_hold_finite_numbers(shared: folder.Run, tmp_path: Path) -> None:
+    image = np.ones((40, 50), np.float32)
+    image[7, 7] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    with pytest.raises(UserError, match=r"a\.tif holds NaN"):
+        predict_files(shared, tmp_path / "a.tif", tmp_path / "out")
+
+
+@pytest.mark.parametrize("limit", [0, 2**28])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"augment": "d4"}, {"blend": "gaussian", "tile": 32, "overlap": 0.5}],
+    ids=["whole", "turned", "blended"],
+)
+def test_all_results_are_those_of_predict(
+    shared: folder.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(files_module, "_LARGE", limit)
+    image = grey(tmp_path / "images" / "a.tif", 48, 56)
+    wanted = ("labels", "scores", "probabilities")
+    more = {"scores": True, "probabilities": True}
+    written = predict_files(shared, image, tmp_path / "out", **options, **more)
+    assert [file.name for file in written] == ["a.tif", "a_scores.tif", "a_probabilities.tif"]
+    for kind, file in zip(wanted, written, strict=True):
+        expected = predict(shared, read_image(image)[0, 0], output=kind, **options, progress=False)
+        got = tifffile.imread(file)
+        assert got.dtype == expected.dtype
+        if kind == "labels":
+            assert np.array_equal(got, expected)
+        else:
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, 2**28])
+def test_tiles_are_the_whole(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(files_module, "_LARGE", limit)
+    image = grey(tmp_path / "images" / "a.tif", 141, 157)
+    whole = predict(shared, read_image(image)[0, 0], output="scores", progress=False)
+    options: dict[str, Any] = {"tile": (96, 104), "batch": 2, "scores": True}
+    labels, scores = predict_files(shared, image, tmp_path / "out", **options)
+    np.testing.assert_allclose(tifffile.imread(scores), whole, rtol=0, atol=1e-5)
+    first, second = np.sort(whole, axis=0)[:-3:-1]
+    clear = first - second > 1e-5
+    assert clear.mean() > 0.9
+    assert np.array_equal(tifffile.imread(labels)[clear], whole.argmax(0)[clear])
+
+
+def test_zarr(shared: folder.Run, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3")
+    images = tmp_path / "images"
+    picture = grey(images / "b10.png", 40, 50)
+    values = np.random.default_rng(0).integers(0, 255, (2, 40, 50)).astype(np.uint8)
+    named = zarr.create_array(
+        images / "b2.zarr", shape=values.shape, dtype="u1", chunks=(1, 16, 16), zarr_format=3,
+        dimension_names=["z", "y", "x"],
+    )  # fmt: skip
+    named[...] = values
+    group = zarr.create_group(images / "c.ome.zarr", zarr_format=3)
+    axes = [{"name": n, "type": "space"} for n in "yx"]
+    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "s"}]}]}
+    group.create_array("s", data=values[1])
+    out = tmp_path / "out"
+    written = predict_files(shared, images, out, scores=True)
+    names = ["b2.zarr", "b2_scores.zarr", "b10.png", "b10_scores.tif", "c.zarr", "c_scores.zarr"]
+    assert [path.name for path in written] == names
+    assert {path.name for path in out.iterdir()} == set(names)
+    expected = [predict(shared, page, progress=False) for page in values]
+    assert np.array_equal(zarr.open(out / "b2.zarr")["0"][...], expected)
+    assert np.array_equal(zarr.open(out / "c.zarr")["0"][...], expected[1])
+    scores = zarr.open(out / "b2_scores.zarr")["0"][...]
+    assert np.array_equal(scores.argmax(1), expected)
+
+    (one,) = predict_files(shared, picture, tmp_path / "one.zarr")
+    expected_one = predict(shared, read_image(picture)[0, 0], progress=False)
+    assert np.array_equal(zarr.open(one)["0"][...], expected_one)
+    (two,) = predict_files(shared, images / "b2.zarr", tmp_path / "two.TIF")
+    assert np.array_equal(read_labels(two), expected)
+    with pytest.raises(UserError, match=r"one\.zarr exists"):
+        predict_files(shared, picture, one)
+    zarr.create_array(tmp_path / "more" / "c.zarr", data=values[0])
+    with pytest.raises(UserError, match=r"c\.zarr and .*c\.ome\.zarr would both"):
+        predict_files(shared, [tmp_path / "more", images], tmp_path / "other")
+
+
+def test_a_file_for_one_image(shared: folder.Run, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    image = grey(images / "a.png", 20, 30)
+    written = predict_files(shared, images, tmp_path / "b.png", probabilities=True)
+    assert written == [tmp_path / "b.png", tmp_path / "b_probabilities.tif"]
+    assert read_labels(written[0]).shape == (1, 20, 30)
+    stack = grey(images / "e.tif", 3, 20, 30)
+    for files, output, message in [
+        (images, tmp_path / "c.tif", "is to hold 2 images: name a folder"),
+        (stack, tmp_path / "c.png", "too large for a PNG: name a .tif"),
+        (image, tmp_path / "b.png", r"b\.png exists"),
+        (image, image, "is an image to predict"),
+        (image, tmp_path / "b.png" / "c.tif", "cannot write"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            predict_files(shared, files, output)
+    (named,) = predict_files(shared, stack, tmp_path / "new" / "c.tiff")
+    assert read_labels(named).shape == (3, 20, 30)
+    (tmp_path / "folder.tif").mkdir()
+    assert predict_files(shared, image, tmp_path / "folder.tif") == [
+        tmp_path / "folder.tif" / "a.png"
+    ]
+    assert not list(tmp_path.rglob(f"*{files_module._JOURNAL}"))
+
+
+def test_an_image_named_twice_is_predicted_once(shared: folder.Run, tmp_path: Path) -> None:
+    image = grey(tmp_path / "images" / "a.png", 20, 30)
+    twice = [image, image.parent, image.parent / ".." / "images" / "a.png"]
+    assert predict_files(shared, twice, tmp_path / "out") == [tmp_path / "out" / "a.png"]
+
+
+def test_one_plan_serves_many_pictures(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    for i in range(50):
+        grey(images / f"{i}.png", 20 + i % 3, 30 - i % 5)
+    planned: list[tuple[int, ...]] = []
+    prepare = Job.prepare
+
+    def counted(job: Job, found: Any, **options: Any) -> Any:
+        planned.append(found[0].shape)
+        return prepare(job, found, **options)
+
+    monkeypatch.setattr(Job, "prepare", counted)
+    assert len(predict_files(shared, images, tmp_path / "out")) == 50
+    assert planned == [(1, 22, 30)]  # all others fit where this one does
+    planned.clear()
+    tiled = [grey(tmp_path / "larger" / f"{i}.png", 110, 90) for i in range(3)]
+    predict_files(shared, tiled, tmp_path / "tiled", tile=96)
+    assert planned == [(1, 110, 90)]
+
+
+# Killed and resumed
+
+KILLED = """
+import os, signal, sys
+from segfuse import prediction_files as files
+from segfuse.tiling import targets
+
+files._LARGE, files._PAUSE = 40_000, 0.0
+left = int(sys.argv[4])
+
+def deadly(function):
+    def called(*arguments, **options):
+        global left
+        function(*arguments, **options)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return called
+
+files.write_labels = deadly(files.write_labels)
+targets._Stage.save = deadly(targets._Stage.save)
+files.predict_files(*sys.argv[1:4], tile=128, threads=1, device="cpu")
+"""
+
+
+def test_killed_and_resumed(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    small = [grey(images / name, 20, 30) for name in ("0.png", "1.png", "2.png", "4.png")]
+    large = grey(images / "3.tif", 1300, 40)
+    outputs = {3: tmp_path / "early", 3 + 1 + 2: tmp_path / "late"}  # in 2.png; 1024 rows of 3.tif
+    dying = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, *map(str, [shared.path, images, out, left])]
+        )
+        for left, out in outputs.items()
+    ]
+    monkeypatch.setattr(files_module, "_LARGE", 40_000)
+    whole = {
+        path.name: path.read_bytes()
+        for path in predict_files(shared, images, tmp_path / "whole", tile=128)
+    }
+    assert sorted(whole) == ["0.png", "1.png", "2.png", "3.tif", "4.png"]
+    assert [process.wait() for process in dying] == [-signal.SIGKILL] * 2
+    starts: list[int] = []
+    write = files_module._Targets.write
+
+    def spied(targets: Any, start: int, band: Any) -> None:
+        starts.append(start)
+        write(targets, start, band)
+
+    monkeypatch.setattr(files_module._Targets, "write", spied)
+    for out, counted, first in [(tmp_path / "early", 2, 0), (tmp_path / "late", 3, 1024)]:
+        journal = json.loads((out / JOURNAL).read_text())
+        finished = [out / Path(file).name for file in journal["finished"]]
+        assert finished == [out / file.name for file in small[:counted]]
+        assert (out / "2.png").exists()
+        before = {path: untouched(path) for path in finished}
+        (out / ".partial-1-4.png").touch()  # left by a killed writer
+        (out / ".partial-1-thesis.tif").touch()  # another's
+        with pytest.raises(UserError, match=r"interrupted prediction left: go on .*\(--resume\)"):
+            predict_files(shared, images, out, tile=128)
+        written = predict_files(shared, images, out, tile=128, resume=True)
+        assert [path.name for path in written] == sorted(whole)
+        assert all(untouched(path) == state for path, state in before.items())
+        assert {path.name for path in out.iterdir()} == {*whole, ".partial-1-thesis.tif"}
+        assert {path.name: path.read_bytes() for path in written} == whole
+        assert min(starts) == first
+        starts.clear()
+    assert large.exists()
+
+
+class StopError(Exception):
+    """Raised where a test stops a prediction."""
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, count: int, *arguments: Any, **options: Any
+) -> None:
+    """Predict files, but only so many."""
+    left = iter(range(count))
+
+    def failing(*given: Any, **more: Any) -> None:
+        if next(left, None) is None:
+            raise StopError
+        write_labels(*given, **more)
+
+    monkeypatch.setattr(files_module, "write_labels", failing)
+    with pytest.raises(StopError):
+        predict_files(*arguments, **options)
+    monkeypatch.setattr(files_module, "write_labels", write_labels)
+
+
+def test_what_changed_is_not_gone_on_with(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for i in range(4):
+        grey(images / f"{i}.png", 20, 30)
+    interrupted(monkeypatch, 2, shared, images, out, probabilities=True)
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{i}{ending}" for i in range(2) for ending in (".png", "_probabilities.tif")), JOURNAL,
+    }  # fmt: skip
+    before = tree(out)
+    other = write_run(tmp_path / "other", base=4)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"run": other}, "begun otherwise: the model has changed: undo that, or begin anew"),
+        ({"augment": "d4"}, 'augment: was null, is "d4"'),
+        ({"probabilities": False}, r'results: was \["labels", "probabilities"\], is \["labels"\]'),
+        ({"tile": (32, 64), "border": "edge"}, r'border: was "mirror".*tile: was "auto", is \[32'),
+        ({"resume": False}, "interrupted prediction left"),
+    ]
+    same: dict[str, Any] = {"run": shared, "images": images, "output": out, "probabilities": True}
+    for options, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            predict_files(**{**same, "resume": True, **options})
+        assert "\n" not in str(error.value)
+        assert tree(out) == before
+    kept = (images / "1.png").read_bytes()
+    grey(images / "1.png", 21, 30)
+    with pytest.raises(UserError, match=r"1\.png has changed since it was predicted"):
+        predict_files(**same, resume=True)
+    assert tree(out) == before
+    predict_files(**same, resume=True, overwrite=True)  # what has changed is predicted again
+    assert read_labels(out / "1.png").shape == (1, 21, 30)
+    assert JOURNAL not in tree(out)
+    with pytest.raises(UserError, match=r"0\.png exists, and nothing says that it is of this"):
+        predict_files(**same, resume=True)
+    (images / "1.png").write_bytes(kept)
+    interrupted(monkeypatch, 1, **same, overwrite=True)
+    assert predict_files(**{**same, "run": other}, overwrite=True)  # begun anew
+    expected = predict(other, read_image(images / "0.png")[0, 0], progress=False)
+    assert np.array_equal(read_labels(out / "0.png")[0] == 255, expected == 1)
+
+
+def test_resuming_what_overwrote_or_lost_its_results(
+    shared: folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    for i in range(3):
+        grey(images / f"{i}.png", 20, 30)
+    predict_files(shared, images, out)
+    expected = tree(out)
+    (out / "2.png").write_text("old")
+    interrupted(monkeypatch, 1, shared, images, out, overwrite=True)
+    (out / "0.png").unlink()
+    (out / JOURNAL).write_text((text := (out / JOURNAL).read_text())[:-9])
+    with pytest.raises(UserError, match=r"segfuse-predict\.json is damaged: begin anew"):
+        predict_files(shared, images, out, resume=True)
+    (out / JOURNAL).write_text(text)
+    predict_files(shared, images, out, resume=True)
+    assert tree(out) == expected
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_resuming_large_files(shared: folder.Run, tmp_path: Path) -> None:
+    image = grey(tmp_path / "images" / "a.tif", 40, 50)
+    out = tmp_path / "out"
+    (result,) = predict_files(shared, image, out, resume=True)  # nothing was begun: it begins
+    before = untouched(result)
+    assert predict_files(shared, image, out, resume=True) == [result]  # which says whose it is
+    assert untouched(result) == before
+    with pytest.raises(UserError, match=r"a\.tif exists and is of another model, image or plan"):
+        predict_files(write_run(tmp_path / "other", base=4), image, out, resume=True)
+    assert untouched(result) == before
+    (out / "a.tif.partial").mkdir()
+    with pytest.raises(UserError, match=r"a\.tif\.partial holds what an interrupted"):
+        predict_files(shared, image, out)
+
+
+def test_one_process_predicts_into_a_folder(shared: folder.Run, tmp_path: Path) -> None:
+    image = grey(tmp_path / "images" / "a.png", 20, 30)
+    (tmp_path / "out").mkdir()
+    with (
+        files_module._locked(tmp_path / "out"),
+        pytest.raises(UserError, match="another process predicts into"),
+    ):
+        predict_files(shared, image, tmp_path / "out")
+    predict_files(shared, image, tmp_path / "out")

@@ -19,7 +19,8 @@ from . import _library, geometry, models, nn, ops
 if TYPE_CHECKING:
     from .data import inspect
     from .evaluation import evaluate
-    from .prediction import predict, predict_files
+    from .prediction import predict
+    from .prediction_files import predict_files
     from .run import Run
     from .training import fit, resume
 
@@ -47,7 +48,7 @@ _LAZY = {
     "fit": "training",
     "inspect": "data",
     "predict": "prediction",
-    "predict_files": "prediction",
+    "predict_files": "prediction_files",
     "resume": "training",
 }
 

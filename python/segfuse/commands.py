@@ -12,16 +12,15 @@ import typer
 from .demo import DAY, MOST_STEPS, MOST_THREADS, SECONDS, STEPS, DemoError
 from .demo import run as run_demo
 from .errors import UserError
+from .predict_command import predict
 from .terminal import (
     Classes,
     ClassNames,
-    Device,
     Ignore,
     Images,
     Kind,
     OneLine,
     Overwrite,
-    Threads,
     duration,
     fail,
     is_terminal,
@@ -67,40 +66,7 @@ def _segfuse(
 
 
 app.command()(train)
-
-
-@app.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder of a training.", show_default=False)],
-    images: Annotated[
-        list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)
-    ],
-    *,
-    output: Annotated[
-        Path, option("Data", "--output", "-o", help="Folder for the label pictures.")
-    ],
-    probabilities: Annotated[
-        bool, option("Data", "--probabilities", help="Write those of each class, as TIFF, too.")
-    ] = False,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    threads: Threads = None,
-) -> None:
-    """Segment images with a trained network; writes label pictures under the images' names."""
-    from .data.pairs import number
-    from .prediction import predict_files
-
-    written = predict_files(
-        run,
-        images,
-        output,
-        probabilities=probabilities,
-        overwrite=overwrite,
-        device=device,
-        threads=threads,
-        progress=True,
-    )
-    say(f"{number(len(written), 'file')} written to {output}")
+app.command()(predict)
 
 
 @app.command()

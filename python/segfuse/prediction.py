@@ -1,20 +1,16 @@
-"""Predicting images of any size: one in memory or on disk, or files."""
+"""Predicting images of any size, in memory or on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .devices import choose
-from .devices import threads as use_threads
-from .errors import UserError
 from .tiling.job import Asked, Job, Result, expected
 from .tiling.progress import Progress
 from .tiling.sources import sources
@@ -22,9 +18,7 @@ from .tiling.sources import sources
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["predict", "predict_files"]
-
-_KEPT = (".png", ".tif", ".tiff")  # what label files can be written as
+__all__ = ["predict"]
 
 
 def predict(
@@ -136,120 +130,3 @@ def predict(
         work.run(result, show)
     filled = result.filled()
     return filled.to(image.device) if isinstance(image, Tensor) else filled.numpy()
-
-
-def predict_files(
-    run: Run | str | Path,
-    images: str | Path | Sequence[str | Path],
-    output: str | Path,
-    *,
-    probabilities: bool = False,
-    overwrite: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    progress: bool = False,
-) -> list[Path]:
-    """Segment image files with a run's best weights; write label files like those it learned from.
-
-    The files have the images' names, ``.png`` in place of ``.jpg`` and ``.tif`` in place of
-    ``.ome.tif``; a stack's pages are predicted one by one. All names, channels and the folder
-    are checked before anything is written.
-
-    Args:
-        run: or the path of its folder.
-        images: files, and folders whose images are all taken.
-        output: the folder for the results; made if missing.
-        probabilities: write ``<name>_probabilities.tif`` too, (pages, classes, H, W) float32.
-        overwrite: replace files that are there.
-        device: "auto", "cpu", "cuda", "cuda:N".
-        threads: CPU threads, None as torch has them.
-        progress: show a bar; needs rich.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: a file that cannot be read or has another number of channels, one that would be
-            overwritten, two of one name; a folder that cannot be written to; a damaged run.
-    """
-    from .data.files import image_header, read_image, write_labels, write_scores  # noqa: PLC0415
-    from .data.pairs import find_images  # noqa: PLC0415
-    from .run import make  # noqa: PLC0415
-
-    run = _opened(run)
-    where, output = choose(device), Path(output)
-    sources = [images] if isinstance(images, (str, Path)) else list(images)
-    files = [file for source in sources for file in find_images(Path(source))]
-    if not files:
-        raise UserError("images: expected files or folders, got none")
-    jobs = {file: _names(file, output, probabilities=probabilities) for file in files}
-    _check_names(jobs, overwrite=overwrite)
-    for file in files:
-        channels = image_header(file)[1]
-        if channels != run.channels:
-            raise UserError(
-                f"{file}: expected {run.channels} channels, as {run.path} was trained on, "
-                f"got {channels}"
-            )
-    written: list[Path] = []
-    with use_threads(threads):
-        run.network(where)  # damaged weights are found before anything is written
-        make(output / "any")
-        for file, targets in _shown(jobs, progress=progress):
-            pages = [page.transpose(1, 2, 0) for page in read_image(file)]
-            if probabilities:
-                scores = np.stack(
-                    [predict(run, p, output="scores", device=where, progress=False) for p in pages]
-                )
-                write_scores(targets[1], torch.from_numpy(scores).softmax(1).numpy())
-                labels = scores.argmax(1).astype(np.uint8)
-            else:
-                labels = np.stack(
-                    [predict(run, page, device=where, progress=False) for page in pages]
-                )
-            write_labels(targets[0], run.coding.decode(labels), palette=run.coding.palette)
-            written += targets
-    return written
-
-
-def _opened(run: Run | str | Path) -> Run:
-    if isinstance(run, (str, Path)):
-        from .run import Run  # noqa: PLC0415  # imported late: a module alone needs torch only
-
-        return Run.open(run)
-    return run
-
-
-def _names(file: Path, output: Path, *, probabilities: bool) -> list[Path]:
-    stem = file.stem.removesuffix(".ome")  # what is written has no OME metadata
-    labels = stem + (file.suffix if file.suffix.lower() in _KEPT else ".png")
-    return [output / labels] + [output / f"{stem}_probabilities.tif"] * probabilities
-
-
-def _check_names(jobs: dict[Path, list[Path]], *, overwrite: bool) -> None:
-    """Refuse two results of one name, a result in an image's place, and what is there already."""
-    of: dict[Path, Path] = {}
-    images = {file.resolve() for file in jobs}
-    for file, targets in jobs.items():
-        for target in targets:
-            if target in of:
-                raise UserError(f"{of[target]} and {file} would both be predicted to {target}")
-            if target.resolve() in images:
-                raise UserError(f"{target} is an image to predict: choose another output folder")
-            if target.exists() and not overwrite:
-                raise UserError(
-                    f"{target} exists: choose another output folder, or overwrite (--overwrite)"
-                )
-            of[target] = file
-
-
-def _shown(jobs: dict[Path, list[Path]], *, progress: bool) -> Iterator[tuple[Path, list[Path]]]:
-    if not progress:
-        yield from jobs.items()
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import track  # noqa: PLC0415
-
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    yield from track(jobs.items(), description="predicting", console=console, disable=quiet)

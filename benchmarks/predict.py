@@ -11,6 +11,7 @@ MONAI and zarr must be installed: ``pip install 'segfuse[bench]'``.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 import segfuse
 from segfuse.geometry.network import trace
-from segfuse.tiling.job import Asked, Job
+from segfuse.tiling.job import Job
+from segfuse.tiling.options import Asked
 from segfuse.tiling.sources import sources
 
 Call = Callable[[], Any]
@@ -54,6 +56,7 @@ def main() -> None:
         print(json.dumps(resident(*asked.child)))
         return
     found: dict[str, Any] = {"torch": torch.__version__, "threads": asked.threads}
+    keep_memory()
     parts: dict[str, Callable[[], Any]] = {
         "seam": lambda: seam(asked.size, asked.repeats),
         "point": lambda: point(asked.repeats),
@@ -65,6 +68,16 @@ def main() -> None:
             print(name, json.dumps(found[name], indent=1), flush=True)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def keep_memory(*, keep: bool = True) -> None:
+    """Let the C library keep what was freed, as `benchmarks/run.py` does, or give it back."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+        mallopt(m_mmap_threshold, 1 << 17)
+        mallopt(m_trim_threshold, (1 << 31) - 1 if keep else 1 << 17)
+        mallopt(m_mmap_max, 0 if keep else 1 << 16)
 
 
 def in_turns(calls: dict[str, Call], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -96,9 +109,12 @@ def seam(size: int, repeats: int) -> dict[str, Any]:
     budget = half.memory_for(peak) // 2
     plan = half.cut(budget)
 
-    def peer(overlap: float, mode: str) -> Call:
+    side = round((plan.tile[0] * plan.tile[1]) ** 0.5 / 16) * 16  # whose maps take as much
+    roi = {"": plan.tile, ", square": (side, side)}
+
+    def peer(overlap: float, mode: str, shape: str) -> Call:
         return lambda: monai.sliding_window_inference(
-            x, plan.tile, 1, model, overlap=overlap, mode=mode
+            x, roi[shape], 1, model, overlap=overlap, mode=mode
         )
 
     with torch.inference_mode():
@@ -108,8 +124,11 @@ def seam(size: int, repeats: int) -> dict[str, Any]:
                 "segfuse": lambda: segfuse.predict(
                     model, x[0], output="scores", memory=budget, progress=False
                 ),
-                "MONAI 0.25 constant": peer(0.25, "constant"),
-                "MONAI 0.5 gaussian": peer(0.5, "gaussian"),
+            }
+            | {
+                f"MONAI {overlap} {mode}{shape}": peer(overlap, mode, shape)
+                for overlap, mode in ((0.25, "constant"), (0.5, "gaussian"))
+                for shape in roi
             },
             repeats,
         )
@@ -121,6 +140,7 @@ def seam(size: int, repeats: int) -> dict[str, Any]:
         "budget, MiB": budget >> 20,
         "tile": list(plan.tile),
         "tiles": plan.count,
+        "square tile": [side, side],
         "overlap, share of the work": round(plan.wasted, 3),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "times the whole": {n: round(v / seconds["whole"], 3) for n, v in seconds.items()},
@@ -132,54 +152,62 @@ def seam(size: int, repeats: int) -> dict[str, Any]:
     }
 
 
+class Timed(nn.Module):
+    """A network that tells how long it ran: what is left is cutting and stitching."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seconds: list[float] = []
+
+    def forward(self, x: Tensor) -> Any:
+        """As the network's."""
+        begin = time.perf_counter()
+        y = self.network(x)
+        self.seconds.append(time.perf_counter() - begin)
+        return y
+
+
 def point(repeats: int) -> dict[str, Any]:
     """A 1x1 network: everything but the network itself is cutting and stitching."""
     monai = import_module("monai.inferers")
 
     size = 4096
-    model = nn.Conv2d(1, 2, 1).eval()
+    model = Timed(nn.Conv2d(1, 2, 1)).eval()
     x = torch.randn(1, 1, size, size)
     out = torch.zeros(2, size, size)
     answer: dict[str, Any] = {}
     for tile in (512, 1024, size):
-        tiles = [
-            x[:, :, i : i + tile, j : j + tile].contiguous()
-            for i in range(0, size, tile)
-            for j in range(0, size, tile)
-        ]
-
-        def network(tiles: list[Tensor] = tiles) -> None:
-            for part in tiles:
-                model(part)
-
         ours = partial(segfuse.predict, model, x[0], output="scores", tile=tile, progress=False)
-        window = partial(
-            monai.sliding_window_inference,
-            x,
-            (tile, tile),
-            1,
-            model,
-            overlap=0.0,
-            mode="constant",
-        )
-        with torch.inference_mode():
-            seconds, _ = in_turns(
-                {
-                    "network": network,
-                    "segfuse out=": partial(ours, out=out),
-                    "segfuse fresh": ours,
-                    "MONAI": window,
-                },
-                repeats,
-            )
-        spare = {n: v - seconds["network"] for n, v in seconds.items() if n != "network"}
+        calls: dict[str, Call] = {
+            "segfuse out=": partial(ours, out=out),
+            "segfuse fresh": ours,
+            "MONAI": partial(
+                monai.sliding_window_inference,
+                x,
+                (tile, tile),
+                1,
+                model,
+                overlap=0.0,
+                mode="constant",
+            ),
+        }
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(repeats + 1):
+            for name, call in calls.items():
+                model.seconds.clear()
+                begin = time.perf_counter()
+                with torch.inference_mode():
+                    result = call()
+                spent = time.perf_counter() - begin - sum(model.seconds)
+                del result
+                if turn:  # the first warms up
+                    times[name].append(1000 * spent)
+        spare = {name: median(each) for name, each in times.items()}
         answer[f"tile {tile}"] = {
-            "ms": {n: round(v * 1000, 2) for n, v in seconds.items()},
-            "ms without the network": {n: round(v * 1000, 2) for n, v in spare.items()},
+            "ms without the network": {n: round(v, 2) for n, v in spare.items()},
             "MONAI's over ours": {
-                n: round(spare["MONAI"] / v, 2) if v > 0 else "no measurable cost"
-                for n, v in spare.items()
-                if n != "MONAI"
+                n: round(spare["MONAI"] / v, 2) for n, v in spare.items() if n != "MONAI"
             },
         }
     return answer

@@ -19,7 +19,8 @@ import segfuse
 from segfuse import models
 from segfuse.tiling.absolute import resampled
 from segfuse.tiling.engine import rows_needed
-from segfuse.tiling.job import Asked, Job, expected
+from segfuse.tiling.job import Job, expected
+from segfuse.tiling.options import Asked
 from segfuse.tiling.plan import Wish, exact
 from segfuse.tiling.sources import sources
 
@@ -371,15 +372,38 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
-def test_the_image_is_left_as_it_was() -> None:
-    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 2, 3, padding=1))
+class Doubled(nn.Module):
+    """Writes into its input, or into a view of it."""
+
+    def __init__(self, *, view: bool) -> None:
+        super().__init__()
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        (x[..., 1:] if self.view else x).mul_(2)
+        return x
+
+
+@pytest.mark.parametrize(
+    "first",
+    [nn.ReLU(inplace=True), nn.Identity(), Doubled(view=False), Doubled(view=True)],
+)
+@pytest.mark.parametrize("last", [nn.Conv2d(1, 2, 3, padding=1), nn.Identity()])
+def test_the_image_is_left_as_it_was(first: nn.Module, last: nn.Module) -> None:
+    net = nn.Sequential(first, last)
     x = torch.from_numpy(image(1, 20, 30))
     before = x.clone()
-    plain = predict(net, x)
-    for one, options in ((x, {}), (x[0].numpy(), {}), (x, {"augment": "d4"}), (x, {"tile": 16})):
-        predict(net, one, **options)
+    plain = net(x[None].clone())[0]
+    ways: list[tuple[Any, dict[str, Any]]] = [(x, {}), (x[0].numpy(), {}), (x, {"augment": "d4"})]
+    if not getattr(first, "view", False):  # that cannot be tiled
+        ways.append((x, {"tile": 16}))
+    for one, options in ways:
+        y = torch.as_tensor(predict(net, one, **options))
         assert torch.equal(x, before), options
-    assert torch.equal(predict(net, x), plain)
+        if "augment" not in options:
+            torch.testing.assert_close(y, plain)
+        y.fill_(7)
+        assert torch.equal(x, before), options
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -134,7 +134,7 @@ def predict(
     """
     from .data.pairs import number
     from .prediction_files import megapixels, prepare
-    from .tiling.job import Asked
+    from .tiling.options import Asked
 
     with _told():
         asked = Asked(

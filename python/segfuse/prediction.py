@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .tiling.job import Asked, Job, Result, expected
+from .tiling.job import Job, Result, expected
+from .tiling.options import Asked
 from .tiling.progress import Progress
 from .tiling.sources import sources
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from math import prod
@@ -35,10 +32,10 @@ from .data.files import (
 from .data.pairs import _natural, find_images, number
 from .devices import threads as use_threads
 from .errors import UserError
-from .files import whole
-from .run import Run, make
-from .tiling.job import Asked, Job, Result, Work
-from .tiling.plan import Wish, exact
+from .journal import JOURNAL, Journal, staged, state_of
+from .run import Run
+from .tiling.job import Job, Result, Work
+from .tiling.options import Asked
 from .tiling.progress import Progress
 from .tiling.sources import _ZARR_FILES, Source, sources, zarr_module
 from .tiling.targets import Part, Target, open_target
@@ -48,9 +45,6 @@ __all__ = ["Prediction", "predict_files", "prepare"]
 _LARGE = 2**28  # bytes of decoded pixels from which on a file is read and written by bands
 _LARGE_SCORES = 2**30  # or of scores that are to be written
 _TIFF, _ZARR = (".tif", ".tiff"), ".zarr"
-_JOURNAL = "segfuse-predict.json"
-_FORMAT = 1  # of the journal
-_PAUSE = 1.0  # seconds between two savings of the journal
 
 
 def predict_files(
@@ -205,8 +199,8 @@ def prepare(
         files = [_described(path, run, output, kinds, single=single) for path in paths]
         if any(file.streamed for file in files):
             zarr_module("a large image")
-        hidden = f".{output.name}.{_JOURNAL}" if single else f".{_JOURNAL}"
-        journal = _Journal(
+        hidden = f".{output.name}.{JOURNAL}" if single else f".{JOURNAL}"
+        journal = Journal(
             (output.parent if single else output) / hidden,
             {
                 "model": job.digest(),
@@ -242,7 +236,7 @@ class Prediction:
         *,
         files: Sequence[_File],
         kinds: Sequence[str],
-        journal: _Journal,
+        journal: Journal,
         threads: int | None,
     ) -> None:
         self.files, self.journal = files, journal
@@ -276,7 +270,7 @@ class Prediction:
 
     def _is_finished(self, file: _File) -> bool:
         """Whether large results are there, which tell themselves what they are of."""
-        there = [p for p in file.results.values() if p.exists() and not _staged(p).exists()]
+        there = [p for p in file.results.values() if p.exists() and not staged(p).exists()]
         if not there:
             return False
         images, batched = _lazily(file.path, self._run.channels)
@@ -330,7 +324,7 @@ class Prediction:
             Progress(self.pixels * len(self._passes), shown=progress) as show,
         ):
             for file in left:
-                state = _state(file.path)
+                state = state_of(file.path)
                 (self._stream if file.streamed else self._read)(file, show)
                 self.journal.finish(file, state)
         self.seconds = time.monotonic() - began
@@ -403,21 +397,9 @@ class Prediction:
         image = images[0]
         key = output, tuple(image.shape), image.dtype.name
         if key not in self._works:
-            self._works[key] = self._planned(self._jobs[output], image)
+            self._works[key] = self._jobs[output].prepare([image], batched=False)
         known = self._works[key]
         return _alike(known, images, batched=batched)
-
-    def _planned(self, job: Job, image: Any) -> Work:
-        """Plan; what is no larger than an image that is computed at once, is so too, untraced."""
-        if job.asked.tile == "auto" and not job.asked.augment:
-            for known in self._works.values():
-                fits = all(n <= m for n, m in zip(image.shape[1:], known.size, strict=True))
-                if known.job is job and known.plan.count == 1 and fits:
-                    work = _alike(known, [image], batched=False)
-                    plan = exact(job.model, (1, *image.shape), Wish(strict=False))
-                    work.plan = replace(plan, peak=known.plan.peak)
-                    return work
-        return job.prepare([image], batched=False)
 
     def _keep(self, output: str, work: Work) -> None:
         """Let the next images of a shape begin with the tiles that the last ended with."""
@@ -589,15 +571,6 @@ def _check_names(files: Sequence[_File]) -> None:
             of[target] = file.path
 
 
-def _staged(target: Path) -> Path:
-    """Where a large result is kept that is not finished, see `segfuse.tiling.targets`."""
-    return target.with_name(f"{target.name}.partial")
-
-
-def _begun(target: Path) -> bool:
-    return target.exists() or _staged(target).exists()
-
-
 # Large images, opened so that they give the pixels that `read_image` would.
 
 
@@ -633,207 +606,7 @@ class _AsRead:
         return rows
 
     def identity(self) -> str:
-        return sha256(f"{_state(self._path)} {self._source.identity()}".encode()).hexdigest()
-
-
-def _state(path: Path) -> list[int]:
-    """Size and time of the last change, of a file or of all files of a folder."""
-    files = [Path(at, name) for at, _, names in os.walk(path) for name in names] or [path]
-    states = [file.stat() for file in files]
-    return [sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)]
-
-
-# What is finished.
-
-
-class _Journal:
-    """Which images are finished: a file that lies beside the results until all are.
-
-    It is replaced in one step, at most once a second, and after the results that it counts are on
-    disk. Results that it names and does not count are predicted again.
-    """
-
-    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
-        self.path, self.record = path, dict(record)
-        self.finished: set[Path] = set()
-        self.results: set[str] = set()  # names of all that are, or will be, ours
-        self.resumed = self.overwrite = False
-        self._states: dict[str, list[int]] = {}  # of finished images, by their places
-        self._unsynced: list[Path] = []
-        self._saved = 0.0
-
-    def open(self, files: Sequence[_File], *, resume: bool, overwrite: bool) -> None:
-        """See what an earlier prediction left, and whether this one may go on or begin.
-
-        Raises:
-            UserError: it may not.
-        """
-        if self.path.parent.is_dir():
-            with _locked(self.path.parent):
-                pass
-        self.resumed, self.overwrite = resume, overwrite
-        found = self._found(resume=resume, overwrite=overwrite)
-        if found is not None:
-            self.results, self._states, overwrote = found
-            self.overwrite = overwrite or overwrote
-        for file in files:
-            state = self._states.get(str(file.path.resolve()))
-            if state is not None and state != _state(file.path):
-                if not overwrite:
-                    raise UserError(
-                        f"{file.path} has changed since it was predicted: begin anew (--overwrite)"
-                    )
-            elif state is not None and all(t.exists() for t in file.results.values()):
-                self.finished.add(file.path)
-                continue
-            for target in file.results.values():
-                self._check_free(target, streamed=file.streamed, overwrite=overwrite)
-        self.results |= {t.name for file in files for t in file.results.values()}
-
-    def _found(
-        self, *, resume: bool, overwrite: bool
-    ) -> tuple[set[str], dict[str, Any], bool] | None:
-        """What is to be gone on with: results, finished images, whether to overwrite."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except NotADirectoryError:  # said when the folder is to be made
-            return None
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
-        if not resume:
-            if overwrite:
-                return None
-            raise UserError(
-                f"{self.path.parent} holds what an interrupted prediction left: go on with it "
-                "(--resume), or begin anew (--overwrite)"
-            )
-        try:
-            found: dict[str, Any] = json.loads(text)
-            if found["format"] != _FORMAT:
-                raise ValueError  # noqa: TRY301
-            kept = set(found["results"]), dict(found["finished"]), bool(found["overwrite"])
-            changed = [
-                key for key, value in self.record.items() if found["prediction"].get(key) != value
-            ]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if overwrite:
-                return None
-            raise UserError(f"{self.path} is damaged: begin anew (--overwrite)") from error
-        if changed and not overwrite:
-            raise UserError(
-                f"{self.path.parent} holds what was begun otherwise: "
-                f"{self._said(changed, found['prediction'])}: undo that, or begin anew "
-                "(--overwrite)"
-            )
-        return None if changed else kept
-
-    def _said(self, changed: Sequence[str], old: Mapping[str, Any]) -> str:
-        return "; ".join(
-            "the model has changed"
-            if key == "model"
-            else f"{key}: was {json.dumps(old.get(key))}, is {json.dumps(self.record[key])}"
-            for key in changed
-        )
-
-    def _check_free(self, target: Path, *, streamed: bool, overwrite: bool) -> None:
-        if overwrite or target.name in self.results:
-            return
-        if streamed and _staged(target).exists() and not self.resumed:
-            raise UserError(
-                f"{_staged(target)} holds what an interrupted prediction left: go on with it "
-                "(--resume), or begin anew (--overwrite)"
-            )
-        if target.exists() and not (streamed and self.resumed):  # large ones tell whose they are
-            none = ", and nothing says that it is of this prediction" * self.resumed
-            raise UserError(
-                f"{target} exists{none}: choose another output, or overwrite (--overwrite)"
-            )
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder, made if missing; in the end the journal is removed.
-
-        If the block raises, it is kept, unless there is nothing to go on from.
-        """
-        folder = self.path.parent
-        make(self.path)
-        with _locked(folder) if self.path.name == f".{_JOURNAL}" else ExitStack():
-            left = re.compile(r"\.partial-\d+-(.+)", re.DOTALL)  # see `files.whole`
-            ours = tuple(self.results | {self.path.name})
-            for entry in folder.glob(".partial-*"):
-                match = left.fullmatch(entry.name)
-                if match and any(name.endswith(match[1]) for name in ours):
-                    entry.unlink(missing_ok=True)
-            self._save()
-            try:
-                yield
-            except BaseException:
-                if self._unsynced:
-                    self._save()
-                elif not self.finished and not any(map(_begun, map(folder.joinpath, self.results))):
-                    self.path.unlink(missing_ok=True)
-                raise
-            for path in self._unsynced:
-                _sync(path)
-            self.path.unlink(missing_ok=True)
-
-    def finish(self, file: _File, state: list[int]) -> None:
-        """Count an image as finished that was in this state when it was read."""
-        self.finished.add(file.path)
-        self._states[str(file.path.resolve())] = state
-        self._unsynced += [] if file.streamed else file.results.values()
-        if file.streamed or time.monotonic() - self._saved >= _PAUSE:
-            self._save()
-
-    def _save(self) -> None:
-        for path in self._unsynced:
-            _sync(path)
-        self._unsynced.clear()
-        record = {
-            "format": _FORMAT,
-            "prediction": self.record,
-            "overwrite": self.overwrite,
-            "results": sorted(self.results),
-            "finished": self._states,
-        }
-        with whole(self.path) as partial, partial.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(self.path.parent)
-        self._saved = time.monotonic()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, where its file system can.
-
-    Raises:
-        UserError: another holds it.
-    """
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process predicts into {folder}: wait for it, or choose another folder"
-            ) from None
-        except OSError:  # some network file systems lock no folders
-            pass
-        yield
-    finally:
-        os.close(opened)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        return sha256(f"{state_of(self._path)} {self._source.identity()}".encode()).hexdigest()
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

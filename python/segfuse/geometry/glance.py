@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .findings import GeometryError
-from .memory import peak_bytes
+from .memory import run_on_shapes
 
 __all__ = [
     "Glance",
@@ -44,10 +44,12 @@ class Glance:
     Attributes:
         output: shape of the (first) output.
         peak: bytes of all maps that live at once, at most, with the input.
+        writes: whether it writes into its input.
     """
 
     output: tuple[int, ...]
     peak: int
+    writes: bool = False
 
 
 @dataclass
@@ -101,8 +103,8 @@ def _glanced(model: nn.Module, shape: tuple[int, ...]) -> Glance | None:
     image = torch.empty(shape, device="meta", dtype=like(model).dtype)
     with quiet():
         try:
-            output, peak = peak_bytes(memory.ghost, image)
-            return Glance(tuple(first_tensor(output).shape), peak)
+            output, peak, writes = run_on_shapes(memory.ghost, image)
+            return Glance(tuple(first_tensor(output).shape), peak, writes)
         except Exception:  # noqa: BLE001 - whatever a network raises at a size it cannot take
             return None
 

@@ -1,4 +1,4 @@
-"""Bytes of all maps that live at once while a network runs."""
+"""What a network does with memory: bytes of all maps that live at once, writes into its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes"]
+__all__ = ["run_on_shapes"]
 
 
 class _Living(TorchDispatchMode):
@@ -24,6 +24,7 @@ class _Living(TorchDispatchMode):
         self.known: dict[int, ref[Tensor]] = {}
         self.holders: Counter[int] = Counter()  # piece of memory to tensors that lie in it
         self.live = self.peak = 0
+        self.changed: set[int] = set()  # pieces of memory that an operation wrote into
 
     def __torch_dispatch__(
         self,
@@ -32,6 +33,12 @@ class _Living(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))  # noqa: SLF001
+        given |= kwargs or {}
+        for argument in func._schema.arguments:  # noqa: SLF001
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                leaves = tree_leaves(given.get(argument.name))
+                self.changed |= {_piece(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -63,14 +70,16 @@ def _piece(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch compares storages so too
 
 
-def peak_bytes(ghost: nn.Module, image: Tensor) -> tuple[Any, int]:
-    """Run a network on shapes: what it returns, and bytes of all maps that live at once, at most.
+def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int, bool]:
+    """Run a network on shapes.
 
     Args:
         ghost: a network on the device "meta", in eval mode.
         image: (N, C, *S), on the device "meta".
 
-    The image counts.
+    Returns:
+        What the network returns; bytes of all maps that live at once, at most, the image among
+        them; whether it writes into the image.
 
     Limits:
         Parameters and workspaces of the kernels are not counted.
@@ -78,4 +87,5 @@ def peak_bytes(ghost: nn.Module, image: Tensor) -> tuple[Any, int]:
     given = [image, *ghost.parameters(), *ghost.buffers()]
     with torch.no_grad(), torch.device("meta"), _Living(given) as living:
         output = ghost(image)
-    return output, living.peak + image.untyped_storage().nbytes()
+    peak: int = living.peak + image.untyped_storage().nbytes()
+    return output, peak, _piece(image) in living.changed

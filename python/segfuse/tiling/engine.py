@@ -67,6 +67,7 @@ class Engine:
         border: how the image is continued.
         turned: average the softmax (of scores, the scores) over the eight turned and mirrored
             copies of each tile.
+        pure: the model is known not to write into its input.
         batch: tiles that are computed together.
         scale: with `shift`, what the image is multiplied by, a channel.
         shift: added then.
@@ -81,6 +82,7 @@ class Engine:
     output: str = "labels"
     border: Any = "mirror"
     turned: bool = False
+    pure: bool = False
     batch: int = 1
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
@@ -139,10 +141,24 @@ class Engine:
         return torch.from_numpy(rows).to(self.device)
 
     def tiles(
-        self, plan: Plan, image: Tensor, corners: Sequence[Sequence[int]], starts: Sequence[Any]
+        self,
+        plan: Plan,
+        image: Tensor,
+        corners: Sequence[Sequence[int]],
+        starts: Sequence[Any],
+        kept: dict[str, Any],
     ) -> Tensor:
-        """Compute the maps (T, K, *out) of tiles whose corners lie at `corners` of a band."""
-        # always a copy: a network may change its input in place
+        """Compute the maps (T, K, *out) of tiles whose corners lie at `corners` of a band.
+
+        The tiles are a copy, in memory that is kept for the next ones, unless the network returns
+        it; an image that is computed at once is not, unless the network may change it.
+        """
+        whole = tuple(image.shape[1:]) == plan.tile and not any(map(any, corners))
+        if whole and self.pure and image.dtype == self.dtype and self.scale is None:
+            x = image[None]
+            maps = self._scores(x, plan, None)
+            return maps.clone() if _share(maps, x) else maps
+        buffer: Tensor | None = kept.pop("input", None)
         x = ops.gather_tiles(
             image,
             torch.tensor(corners, dtype=torch.int64),
@@ -151,11 +167,16 @@ class Engine:
             dtype=self.dtype,
             scale=self.scale,
             shift=self.shift,
+            out=buffer if buffer is not None and len(buffer) == len(corners) else None,
         )
         if plan.resizes is None:
-            return self._scores(x, plan, None)
-        each = [self._scores(x[i : i + 1], plan, start) for i, start in enumerate(starts)]
-        return torch.cat(each)
+            maps = self._scores(x, plan, None)
+        else:
+            each = [self._scores(x[i : i + 1], plan, start) for i, start in enumerate(starts)]
+            maps = torch.cat(each)
+        if not _share(maps, x):
+            kept["input"] = x
+        return maps
 
     def _scores(self, x: Tensor, plan: Plan, start: Sequence[int] | None) -> Tensor:
         """The network's maps, as wanted; `start`: of the one tile, where that is of account."""
@@ -190,6 +211,10 @@ class Engine:
             y = y.float()
         soft = self.output == "probabilities" or (self.turned and self.output == "labels")
         return y.softmax(1) if soft else y
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _turned_start(
@@ -248,7 +273,7 @@ def _exact(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
             for c in some
         ]
         try:
-            maps = engine.tiles(plan, image, corners, begun)
+            maps = engine.tiles(plan, image, corners, begun, state)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -317,7 +342,7 @@ def _blended(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
     for cell in product([band], *plan.cuts[1:]):
         corners = [(cell[0].start - work.first, *(cut.start for cut in cell[1:]))]
         try:
-            maps = engine.tiles(plan, image, corners, [])
+            maps = engine.tiles(plan, image, corners, [], state)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise TooLarge(band.to) if _out_of_memory(error) else error from error
         state["tiles"].append((tuple(cut.to for cut in cell), maps))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
@@ -19,6 +18,7 @@ from ..devices import check_precision, choose
 from ..geometry import GeometryError, input_frame
 from ..geometry.glance import evaluating, first_tensor, glance, line
 from .engine import Engine, TooLarge, label_dtype
+from .options import Asked, overlaps, wrong
 from .plan import Plan, Traffic, Wish, blended, exact
 from .progress import Progress
 from .sources import Source
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..data.normalise import Normalisation
     from ..run import Run
 
-__all__ = ["Asked", "Job", "Result", "Work", "expected"]
+__all__ = ["Job", "Result", "Work", "expected"]
 
 _BUDGET = 2**30  # bytes on a CPU: larger tiles waste less, and gain less and less
 _SHARE = 0.8  # of a GPU's free memory
@@ -36,59 +36,11 @@ _WORKSPACE = 1.5  # of the maps: what oneDNN and cuDNN need beside them, measure
 _MOST_TILES = 16  # in a batch
 _SAMPLED = 2**26  # pixels above which an image's percentiles are those of some of its rows
 _SAMPLES, _SAMPLE_ROWS = 16, 32
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TURNED_AXES = 2
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-_CHOICES = {
-    "output": ("labels", "scores", "probabilities"),
-    "border": ("mirror", "symmetric", "edge", "constant"),
-    "blend": (None, "gaussian", "hann"),
-    "augment": (None, "d4"),
-}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options of `segfuse.predict`, checked.
-
-    Raises:
-        ValueError: one out of its range, or two that contradict each other.
-    """
-
-    output: str = "labels"
-    border: str = "mirror"
-    tile: int | Sequence[int] | str = "auto"
-    memory: Any = None
-    batch: int | str = "auto"
-    blend: str | None = None
-    overlap: float | Sequence[int] | None = None
-    augment: str | None = None
-    margin: int | Sequence[int] | None = None
-    stride: int | Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(map(str, choices))
-                raise _wrong(name, f"one of {listed}", getattr(self, name))
-        several = self.tile if isinstance(self.tile, (list, tuple)) else [self.tile]
-        for name, numbers in (("tile", several), ("batch", [self.batch])):
-            value = getattr(self, name)
-            if value != "auto" and not all(map(_is_count, numbers)):
-                raise _wrong(name, "'auto' or integers from 1 on", value)
-        if self.memory is not None:
-            object.__setattr__(self, "memory", _bytes(self.memory))
-        for name, contradiction, wanted in (
-            ("blend", self.overlap is None or self.tile == "auto", "a tile and an overlap with it"),
-            ("overlap", not self.blend, "blend with it: exact tiles overlap as they must"),
-            ("margin", self.blend, "no blend with it"),
-            ("stride", self.margin is None, "a margin with it"),
-        ):
-            if getattr(self, name) is not None and contradiction:
-                raise _wrong(name, wanted, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -144,7 +96,7 @@ class Job:
         if self.asked.tile != "auto":
             self.lengths(dims)
         if self.asked.augment and dims < _TURNED_AXES:
-            raise _wrong("augment", "two spatial axes at least with 'd4'", f"{dims}")
+            raise wrong("augment", "two spatial axes at least with 'd4'", f"{dims}")
         probe = (shape[0], *self.lengths(dims)) if self.asked.blend else shape
         classes = _classes(self.model, (1, *probe), self.dtype, self.device)
         work = Work(self, tuple(images), batched, classes)
@@ -156,7 +108,7 @@ class Job:
         tile: Any = self.asked.tile
         lengths = (tile,) * dims if isinstance(tile, int) else tuple(tile)
         if len(lengths) != dims:
-            raise _wrong("tile", f"an integer, or {dims} of them", tile)
+            raise wrong("tile", f"an integer, or {dims} of them", tile)
         return lengths
 
     def budget(self, memory: int | None) -> int:
@@ -235,7 +187,7 @@ class Work:
         tile = None if asked.tile == "auto" else job.lengths(len(self.size))
         try:
             if asked.blend and tile is not None:
-                shared = _overlaps(asked.overlap, tile)
+                shared = overlaps(asked.overlap, tile)
                 return blended(job.model, shape, tile, shared, asked.blend)
             wish = Wish(
                 tile=tile,
@@ -272,7 +224,9 @@ class Work:
     def recipe(self) -> dict[str, Any]:
         """All that must be the same for a prediction to be resumed."""
         job, asked = self.job, asdict(self.job.asked)
-        asked.pop("batch")
+        for name in ("batch", "memory"):  # of no account, but for the tile that was chosen
+            asked.pop(name)
+        asked["tile"] = self.plan.tile
         return {
             "image": hashlib.sha256(
                 "".join(i.identity() for i in self.images).encode()
@@ -346,6 +300,7 @@ class Work:
             if job.device.type != "cpu" and self.plan.peak:
                 room = job.budget(job.asked.memory) // ceil(_WORKSPACE * self.plan.peak)
                 batch = max(1, min(_MOST_TILES, room))
+        seen = glance(job.model, (1, image.shape[0], *self.plan.tile))
         return Engine(
             job.model,
             job.device,
@@ -354,6 +309,7 @@ class Work:
             job.asked.output,
             job.asked.border,
             turned=job.asked.augment is not None,
+            pure=seen is not None and not seen.writes,
             batch=batch,
             scale=scale,
             shift=shift,
@@ -402,7 +358,8 @@ class Result:
             self._allocate()
 
     def _allocate(self) -> ArrayTarget:
-        self.tensor = torch.empty(self.work.shape, dtype=self.work.dtype)
+        # NumPy asks for large pages, which are faster to get
+        self.tensor = torch.from_numpy(np.empty(self.work.shape, _numpy(self.work.dtype)))
         self.target = self.work.array(self.tensor)
         return self.target
 
@@ -471,41 +428,8 @@ def _available(device: torch.device) -> int:
     return int(free * 2**10 * _SHARE)
 
 
-def _overlaps(overlap: Any, tile: Sequence[int]) -> tuple[int, ...]:
-    """Pixels, an axis, from a share, a number of pixels, or one an axis."""
-    each = [overlap] * len(tile) if isinstance(overlap, (int, float)) else list(overlap)
-    found = []
-    for value, length in zip(each, tile, strict=False):
-        pixels = int(value * length) if isinstance(value, float) else value
-        found.append(pixels)
-    if len(each) != len(tile) or any(
-        not 0 <= pixels < length for pixels, length in zip(found, tile, strict=True)
-    ):
-        raise _wrong("overlap", f"a share or pixels, below the tile {tuple(tile)}", overlap)
-    return tuple(found)
-
-
-def _bytes(memory: Any) -> int:
-    """Turn 2**30, "1.5GB" or "800 MiB" into bytes, the units being powers of 1024."""
-    if _is_count(memory):
-        return int(memory)
-    text = str(memory).strip().lower()
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?)(?:i?b)?", text)
-    if isinstance(memory, str) and found and (size := float(found[1]) * _UNITS[found[2]]) >= 1:
-        return int(size)
-    raise _wrong("memory", 'bytes or a text such as "1.5GB"', memory)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
-
-
-def _wrong(name: str, wanted: str, value: Any) -> ValueError:
-    return ValueError(f"predict: {name}: expected {wanted}, got {value!r}")
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype[Any]:

@@ -1,0 +1,107 @@
+r"""Draws the seams of blended tiles beside those of exact ones: the picture in the README.
+
+    segfuse train --images nuclei/images --labels nuclei/labels --split nuclei/index.csv \
+        -o run --time 4m
+    python benchmarks/seams.py run nuclei/images -o benchmarks/results/seams.png
+
+Twelve pictures make a mosaic that the network segments as a whole, by MONAI's sliding window
+(its default overlap of a quarter) and by segfuse's tiles of the same size. What is drawn is by how
+much the probabilities differ from the whole image's. MONAI must be installed:
+``pip install 'segfuse[bench,demo]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import segfuse
+from segfuse.run import Run
+
+SIDE, ROWS, COLUMNS = 256, 3, 4
+TILE = 320  # pixels, margins included
+SCALE = 1e-2  # differences of probability at the brightest colour
+
+
+def main() -> None:
+    """Predict three ways and draw."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("run", type=Path, help="of a network that keeps sizes, not instance norm")
+    options.add_argument("images", type=Path, help=f"folder of pictures, {SIDE} x {SIDE} at least")
+    options.add_argument("-o", "--output", type=Path, default=Path("seams.png"))
+    asked = options.parse_args()
+    run = Run.open(asked.run)
+    image = mosaic(asked.images)
+    shown: dict[str, Any] = {"progress": False, "output": "probabilities", "device": "cpu"}
+    whole = segfuse.predict(run, image, memory="64GB", **shown)
+    exact = segfuse.predict(run, image, tile=TILE, **shown)
+    draw(asked.output, image, whole, {"blended": blended(run, image), "segfuse": exact})
+
+
+def mosaic(folder: Path) -> NDArray[Any]:
+    """The last pictures of a folder that are large enough, side by side."""
+    from PIL import Image  # noqa: PLC0415
+
+    parts: list[NDArray[Any]] = []
+    for file in sorted(folder.glob("*"), reverse=True):
+        pixels = np.asarray(Image.open(file))
+        if pixels.ndim == 2 and min(pixels.shape) >= SIDE:  # noqa: PLR2004
+            parts.append(pixels[:SIDE, :SIDE])
+        if len(parts) == ROWS * COLUMNS:
+            break
+    return np.block([parts[i * COLUMNS : (i + 1) * COLUMNS] for i in range(ROWS)])
+
+
+def blended(run: Run, image: NDArray[Any]) -> NDArray[Any]:
+    """MONAI's sliding window with its default overlap, averaged alike, on the same input."""
+    monai = import_module("monai.inferers")
+
+    network = run.network(torch.device("cpu")).eval()
+    offset, scale = run.normalisation.terms(image.reshape(1, -1))
+    x = torch.from_numpy((image - offset) / scale).float()[None, None]
+    with torch.inference_mode():
+        scores = monai.sliding_window_inference(x, (TILE, TILE), 1, network, overlap=0.25)
+        found: NDArray[Any] = scores[0].softmax(0).numpy()
+    return found
+
+
+def draw(
+    path: Path, image: NDArray[Any], whole: NDArray[Any], others: dict[str, NDArray[Any]]
+) -> None:
+    """Image and prediction above, differences below, of one scale."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7.4), layout="constrained")
+    low, high = np.percentile(image, (1, 99.7))
+    axes[0, 0].imshow(image, cmap="gray", vmin=low, vmax=high)
+    axes[0, 0].set_title(f"mosaic, {image.shape[1]} x {image.shape[0]}")
+    axes[0, 1].imshow(whole[1:].sum(0), cmap="gray", vmin=0, vmax=1)
+    axes[0, 1].set_title("probability of nucleus, whole image at once")
+    titles = {
+        "blended": f"tiles of {TILE}, overlap ¼, averaged (MONAI)",
+        "segfuse": f"tiles of {TILE}, exact margins (segfuse)",
+    }
+    for axis, (name, y) in zip(axes[1], others.items(), strict=True):
+        differs = np.abs(y - whole).max(0)
+        flipped = int((y.argmax(0) != whole.argmax(0)).sum())
+        drawn = axis.imshow(differs, cmap="magma", vmin=0, vmax=SCALE)
+        line = f"largest difference {differs.max():.1e}, {flipped:,} pixels another class"
+        axis.set_title(f"{titles[name]}\n{line}", fontsize=10)
+        print(f"{name}: {line}")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="difference of probability to the whole")
+    figure.savefig(path, dpi=110, pil_kwargs={"optimize": True})
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
+import segfuse
 from segfuse.data.files import read_image
 from segfuse.errors import UserError
 from segfuse.tiling import sources as sources_module
@@ -709,7 +712,8 @@ def run() -> Callable[..., int | None]:
     context.set_forkserver_preload(
         [
             *("dask.array", "hypothesis", "PIL.Image", "pytest", "segfuse.tiling.targets", "zarr"),
-            "segfuse.data.files",
+            *("segfuse.data.files", "segfuse.prediction", "tifffile", "torch.export"),
+            "torch._dynamo",
         ]
     )
 
@@ -809,6 +813,57 @@ def test_killed_at_random_moments_it_goes_on_to_the_same(
     assert run(path, count, resume=True) == 0
     assert content(path) == want
     assert {file.name for file in tmp_path.iterdir()} == {"count", path.name}
+
+
+def predictor(path: Path, ready: Path) -> None:
+    """Predict in a process of its own; a file `ready` appears when the work begins."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 5, padding=2))
+    image = numbers((2100, 90), np.uint8)
+    ready.touch()
+    segfuse.predict(net, image, out=path, tile=48, output="scores", resume=True, progress=False)
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".tif"])
+def test_prediction_killed_at_ten_random_moments_is_as_undisturbed(
+    suffix: str, run: Callable[..., int | None], tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+
+    def predict(path: Path, kill_after: float | None = None) -> tuple[int | None, float]:
+        path.parent.mkdir(exist_ok=True)
+        ready = tmp_path / "ready"
+        process = context.Process(target=predictor, args=(path, ready))
+        process.start()
+        while process.is_alive() and not ready.exists():
+            time.sleep(0.001)
+        began = time.monotonic()
+        if kill_after is not None:
+            process.join(kill_after)
+            process.kill()
+        process.join(120)
+        ready.unlink()
+        return process.exitcode, time.monotonic() - began
+
+    whole = tmp_path / "whole" / f"a{suffix}"
+    code, seconds = predict(whole)
+    assert code == 0
+    kills = begun = 0
+    while kills < 10:
+        path = tmp_path / "killed" / f"a{suffix}"
+        code, _ = predict(path, uniform(0, seconds))  # noqa: S311
+        stage = path.with_name(f"{path.name}.partial")
+        kills += code == -signal.SIGKILL
+        begun += stage.exists()
+        if code == 0 or kills % 3 == 0:  # others go on with what two or three left
+            assert predict(path)[0] == 0
+            check(path, content(whole))
+            shutil.rmtree(path.parent)
+    assert begun
+    path = tmp_path / "killed" / f"a{suffix}"
+    assert predict(path)[0] == 0
+    check(path, content(whole))
 
 
 # What is refused, and what is kept.

@@ -2,11 +2,11 @@ r"""Draws the seams of blended tiles beside those of exact ones: the picture in 
 
     segfuse train --images nuclei/images --labels nuclei/labels --split nuclei/index.csv \
         -o run --time 4m
-    python benchmarks/seams.py run nuclei/images -o benchmarks/results/seams.png
+    python benchmarks/seams.py run nuclei/images/ID.png -o benchmarks/results/seams.png
 
-Twelve pictures make a mosaic that the network segments as a whole, by MONAI's sliding window
-(its default overlap of a quarter) and by segfuse's tiles of the same size. What is drawn is by how
-much the probabilities differ from the whole image's. MONAI must be installed:
+A network segments a picture as a whole, by MONAI's sliding window (its default overlap of a
+quarter) and by segfuse's tiles of the same size, all in float32. Below is drawn by how much the
+probabilities differ from the whole image's. MONAI must be installed:
 ``pip install 'segfuse[bench,demo]'``.
 """
 
@@ -22,40 +22,27 @@ import torch
 from numpy.typing import NDArray
 
 import segfuse
+from segfuse.data import read_image
 from segfuse.run import Run
 
-SIDE, ROWS, COLUMNS = 256, 3, 4
-TILE = 320  # pixels, margins included
+TILE = 256  # pixels, margins included
 SCALE = 1e-2  # differences of probability at the brightest colour
 
 
 def main() -> None:
     """Predict three ways and draw."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("run", type=Path, help="of a network that keeps sizes, not instance norm")
-    options.add_argument("images", type=Path, help=f"folder of pictures, {SIDE} x {SIDE} at least")
+    options.add_argument("run", type=Path, help="of a network that keeps sizes")
+    options.add_argument("picture", type=Path, help="that training never saw, one channel")
     options.add_argument("-o", "--output", type=Path, default=Path("seams.png"))
     asked = options.parse_args()
     run = Run.open(asked.run)
-    image = mosaic(asked.images)
+    image = read_image(asked.picture)[0, 0]
     shown: dict[str, Any] = {"progress": False, "output": "probabilities", "device": "cpu"}
+    shown["precision"] = "32"
     whole = segfuse.predict(run, image, memory="64GB", **shown)
     exact = segfuse.predict(run, image, tile=TILE, **shown)
-    draw(asked.output, image, whole, {"blended": blended(run, image), "segfuse": exact})
-
-
-def mosaic(folder: Path) -> NDArray[Any]:
-    """The last pictures of a folder that are large enough, side by side."""
-    from PIL import Image  # noqa: PLC0415
-
-    parts: list[NDArray[Any]] = []
-    for file in sorted(folder.glob("*"), reverse=True):
-        pixels = np.asarray(Image.open(file))
-        if pixels.ndim == 2 and min(pixels.shape) >= SIDE:  # noqa: PLR2004
-            parts.append(pixels[:SIDE, :SIDE])
-        if len(parts) == ROWS * COLUMNS:
-            break
-    return np.block([parts[i * COLUMNS : (i + 1) * COLUMNS] for i in range(ROWS)])
+    draw(asked.output, image, whole, {"blended": blended(run, image), "exact": exact})
 
 
 def blended(run: Run, image: NDArray[Any]) -> NDArray[Any]:
@@ -74,33 +61,35 @@ def blended(run: Run, image: NDArray[Any]) -> NDArray[Any]:
 def draw(
     path: Path, image: NDArray[Any], whole: NDArray[Any], others: dict[str, NDArray[Any]]
 ) -> None:
-    """Image and prediction above, differences below, of one scale."""
+    """Image and predictions above, the whole's and differences to it below, of one scale."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7.4), layout="constrained")
-    low, high = np.percentile(image, (1, 99.7))
-    axes[0, 0].imshow(image, cmap="gray", vmin=low, vmax=high)
-    axes[0, 0].set_title(f"mosaic, {image.shape[1]} x {image.shape[0]}")
-    axes[0, 1].imshow(whole[1:].sum(0), cmap="gray", vmin=0, vmax=1)
-    axes[0, 1].set_title("probability of nucleus, whole image at once")
     titles = {
         "blended": f"tiles of {TILE}, overlap ¼, averaged (MONAI)",
-        "segfuse": f"tiles of {TILE}, exact margins (segfuse)",
+        "exact": f"tiles of {TILE}, exact (segfuse)",
     }
-    for axis, (name, y) in zip(axes[1], others.items(), strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+    low, high = np.percentile(image, (1, 99.7))
+    axes[0, 0].imshow(image, cmap="gray", vmin=low, vmax=high)
+    axes[0, 0].set_title(f"image, {image.shape[1]} x {image.shape[0]}", fontsize=10)
+    axes[1, 0].imshow(whole[1:].sum(0), cmap="gray", vmin=0, vmax=1)
+    axes[1, 0].set_title("probability of nucleus, whole image at once", fontsize=10)
+    for column, (name, y) in zip(axes.T[1:], others.items(), strict=True):
+        column[0].imshow(y[1:].sum(0), cmap="gray", vmin=0, vmax=1)
+        column[0].set_title(titles[name], fontsize=10)
         differs = np.abs(y - whole).max(0)
         flipped = int((y.argmax(0) != whole.argmax(0)).sum())
-        drawn = axis.imshow(differs, cmap="magma", vmin=0, vmax=SCALE)
-        line = f"largest difference {differs.max():.1e}, {flipped:,} pixels another class"
-        axis.set_title(f"{titles[name]}\n{line}", fontsize=10)
+        drawn = column[1].imshow(differs, cmap="magma", vmin=0, vmax=SCALE)
+        line = f"at most {differs.max():.1e}, {flipped:,} pixels of another class"
+        column[1].set_title(f"difference to the whole:\n{line}", fontsize=10)
         print(f"{name}: {line}")
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="difference of probability to the whole")
-    figure.savefig(path, dpi=110, pil_kwargs={"optimize": True})
+    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="difference of probability")
+    figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ def channels_last(image: Tensor) -> Tensor:
     """
     if image.dim() != _SPATIAL:
         return image
+    if image.shape[1] == 1 and image.is_contiguous():
+        # of one channel both layouts are alike, and torch goes by the strides
+        height, width = image.shape[2:]
+        return image.as_strided(image.shape, (height * width, 1, width, 1))
     return image.contiguous(memory_format=torch.channels_last)
 
 

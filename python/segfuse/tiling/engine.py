@@ -10,6 +10,7 @@ from itertools import product
 from math import prod
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from ..geometry.glance import evaluating, first_tensor
 from .absolute import AbsolutePositions
 from .plan import Cut, Plan
 
-__all__ = ["Engine", "Sink", "TooLarge", "rows_needed"]
+__all__ = ["Engine", "Sink", "TooLarge", "empty", "rows_needed"]
 
 _RIGHT_ANGLES = 4
 _LAST_TWO = (-2, -1)
@@ -151,10 +152,11 @@ class Engine:
         """Compute the maps (T, K, *out) of tiles whose corners lie at `corners` of a band.
 
         The tiles are a copy, in memory that is kept for the next ones, unless the network returns
-        it; an image that is computed at once is not, unless the network may change it.
+        it; an image, or a band, that is one tile is not, unless the network may change it.
         """
         whole = tuple(image.shape[1:]) == plan.tile and not any(map(any, corners))
-        if whole and self.pure and image.dtype == self.dtype and self.scale is None:
+        as_is = self.pure and image.dtype == self.dtype and self.scale is None
+        if whole and as_is and plan.resizes is None:
             x = image[None]
             maps = self._scores(x, plan, None)
             return maps.clone() if _share(maps, x) else maps
@@ -285,8 +287,8 @@ def _exact(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
         _check_size(maps, some, plan)
         for one, cell in zip(maps, some, strict=True):
             kept = one[(slice(None), *(slice(cut.first, cut.last) for cut in cell))]
-            if into is None and len(cells) == 1 and not labels:
-                into = kept.contiguous()
+            if into is None and len(cells) == 1 and not labels and kept.is_contiguous():
+                into = kept
                 continue
             if into is None:
                 into = _fresh(state, region, one, labels=labels)
@@ -306,8 +308,15 @@ def _fresh(state: dict[str, Any], region: Sequence[int], like: Tensor, *, labels
     kept: Tensor | None = state.get(f"band {turn}")
     if kept is None or kept.numel() < prod(shape):
         dtype = label_dtype(len(like)) if labels else like.dtype
-        kept = state[f"band {turn}"] = torch.empty(shape, dtype=dtype, device=like.device)
+        kept = state[f"band {turn}"] = empty(shape, dtype, like.device)
     return kept.flatten()[: prod(shape)].view(shape)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Memory; on a CPU by NumPy, which asks for large pages: those are faster to get."""
+    if device is not None and device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(tuple(shape), torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def label_dtype(classes: int) -> torch.dtype:

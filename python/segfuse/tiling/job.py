@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..devices import check_precision, choose
 from ..geometry import GeometryError, input_frame
 from ..geometry.glance import evaluating, first_tensor, glance, line
-from .engine import Engine, TooLarge, label_dtype
+from .engine import Engine, TooLarge, empty, label_dtype
 from .options import Asked, overlaps, wrong
 from .plan import Plan, Traffic, Wish, blended, exact
 from .progress import Progress
@@ -358,8 +358,7 @@ class Result:
             self._allocate()
 
     def _allocate(self) -> ArrayTarget:
-        # NumPy asks for large pages, which are faster to get
-        self.tensor = torch.from_numpy(np.empty(self.work.shape, _numpy(self.work.dtype)))
+        self.tensor = empty(self.work.shape, self.work.dtype)
         self.target = self.work.array(self.tensor)
         return self.target
 

@@ -88,7 +88,7 @@ def draw(
         print(f"{name}: {line}")
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes[1], shrink=0.8, label="difference of probability")
+    figure.colorbar(drawn, ax=axes, shrink=0.5, label="difference of probability")
     figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
 
 

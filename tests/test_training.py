@@ -39,7 +39,7 @@ from segfuse.data.normalise import Normalisation  # noqa: E402
 from segfuse.data.pairs import Pair  # noqa: E402
 from segfuse.data.patches import Patches, Picture  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
-from segfuse.prediction import predict_files  # noqa: E402
+from segfuse.prediction_files import predict_files  # noqa: E402
 from segfuse.run import Run  # noqa: E402
 from segfuse.training import fit, resume  # noqa: E402
 

@@ -372,6 +372,26 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
+class Flattening(nn.Module):
+    """Takes a view that maps laid out channels last do not have."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(channels, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y.view(len(y), -1).relu().view(y.shape))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_code_that_asks_for_channels_first(channels: int) -> None:
+    net = Flattening(channels).eval()
+    x = torch.rand(channels, 40, 30)
+    with torch.inference_mode():
+        torch.testing.assert_close(predict(net, x), net(x[None])[0])
+
+
 class Doubled(nn.Module):
     """Writes into its input, or into a view of it."""
 

@@ -204,7 +204,7 @@ class Engine:
         if plan.resizes is not None and start is not None:
             absolute = AbsolutePositions(plan.resizes[turned], start)
         with autocast(self.device, self.precision), absolute:
-            y = first_tensor(self.model(channels_last(x)))
+            y = first_tensor(self._called(x))
         if y.dim() != x.dim():
             raise ValueError(
                 f"predict: model: expected scores (N, K, *S), got shape {tuple(y.shape)}"
@@ -213,6 +213,15 @@ class Engine:
             y = y.float()
         soft = self.output == "probabilities" or (self.turned and self.output == "labels")
         return y.softmax(1) if soft else y
+
+    def _called(self, x: Tensor) -> Any:
+        """The model's outputs, channels last unless its code takes views that ask for another."""
+        try:
+            return self.model(channels_last(x))
+        except RuntimeError as error:
+            if not self.pure or "view size is not compatible" not in str(error):
+                raise
+            return self.model(x.contiguous())
 
 
 def _share(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,86 @@ def test_the_network_is_left_as_it_was() -> None:
     predict(model, image(40, 50), tile=1)
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+class Changing(nn.Module):
+    """Can be changed in ways that its text does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(2, 1, 3, 3))
+        self.dilation = [1]
+        self.act: Any = nn.functional.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = self.weight.shape[-1] // 2 * self.dilation[0]
+        y = nn.functional.conv2d(x, self.weight, padding=reach, dilation=self.dilation[0])
+        return self.act(y)
+
+
+def blurred(y: Tensor) -> Tensor:
+    return nn.functional.avg_pool2d(y, 9, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "weight", nn.Parameter(torch.rand(2, 1, 15, 15))),
+        lambda net: setattr(net, "weight", nn.Parameter(torch.rand(5, 1, 3, 3))),
+        lambda net: net.dilation.__setitem__(0, 6),
+        lambda net: setattr(net, "act", blurred),
+        lambda net: net.register_forward_hook(lambda _, __, y: blurred(y)),
+        lambda net: setattr(net, "forward", lambda x, given=net.forward: blurred(given(x))),
+    ],
+)
+def test_a_network_that_was_changed_is_read_anew(change: Any) -> None:
+    net = Changing().eval()
+    x = image(90, 80)
+    predict(net, x, tile=32)
+    change(net)
+    with torch.inference_mode():
+        whole = net(torch.from_numpy(x)[None, None])[0].numpy()
+    assert_seamless(whole, predict(net, x, tile=32))
+
+
+class Keeping(nn.Module):
+    """Returns the same memory at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+        self.kept: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if y.device.type == "meta":
+            return y
+        return self.kept.setdefault(tuple(y.shape), torch.empty_like(y)).copy_(y)
+
+
+def test_memory_that_the_network_keeps_is_not_given_away() -> None:
+    net = Keeping().eval()
+    x = image(300, 40)
+    options: dict[str, Any]
+    for options in ({}, {"tile": (16, 40), "margin": 1}):
+        first = predict(net, x, **options)
+        before = first.copy()
+        predict(net, x + 1, **options)
+        assert np.array_equal(first, before)
+        assert_seamless(net.conv(torch.from_numpy(x)[None, None])[0].detach().numpy(), first)
+    blended = [
+        predict(n, x, blend="hann", tile=64, overlap=0.5, margin=None) for n in (net, net.conv)
+    ]
+    np.testing.assert_allclose(*blended, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_cannot_be_copied_takes_the_whole_image() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).eval()
+    net.lock = Lock()  # type: ignore[assignment]
+    x = image(20, 30)
+    with torch.inference_mode():
+        whole = net(torch.from_numpy(x)[None, None])[0].numpy()
+    np.testing.assert_allclose(predict(net, x), whole, rtol=1e-5, atol=1e-6)
 
 
 class Flattening(nn.Module):

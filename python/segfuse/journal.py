@@ -173,7 +173,7 @@ class Journal:
             ours = tuple(self.results | {self.path.name})
             for entry in folder.glob(".partial-*"):
                 match = left.fullmatch(entry.name)
-                if match and any(name.endswith(match[1]) for name in ours):
+                if match and any(name[-40:] == match[1] for name in ours):
                     entry.unlink(missing_ok=True)
             self._save()
             try:

@@ -89,7 +89,8 @@ def predict(
             where the device can, else "32".
         progress: show a bar on a terminal, and say what happens; the bar needs rich.
         resume: go on with what was killed, where `out` is a path; the same model, image and options
-            are required, and the result is the same to the bit.
+            are required, and the result is the same to the bit. A tile that was chosen by what was
+            free on a GPU is refused where another would be chosen now: name it, as the error does.
         overwrite: where `out` is a path, replace what is there.
 
     Returns:

@@ -338,7 +338,6 @@ class Prediction:
             work = self._work(output, images, batched=True)
             result = Result(work)
             work.run(result, show)
-            self._keep(output, work)
             computed = result.filled().numpy()
             for kind in kinds:
                 turn = self._turn(kind, output)
@@ -364,7 +363,6 @@ class Prediction:
                 if output == next(iter(self._passes)):
                     self.pixels -= result.done * work.size[1]  # from before
                 work.run(result, show)
-            self._keep(output, work)
 
     def _target(self, path: Path, kind: str, work: Work) -> Target:
         labels = kind == "labels"
@@ -400,11 +398,6 @@ class Prediction:
             self._works[key] = self._jobs[output].prepare([image], batched=False)
         known = self._works[key]
         return _alike(known, images, batched=batched)
-
-    def _keep(self, output: str, work: Work) -> None:
-        """Let the next images of a shape begin with the tiles that the last ended with."""
-        image = work.images[0]
-        self._works[output, tuple(image.shape), image.dtype.name].plan = work.plan
 
 
 def megapixels(pixels: int) -> str:

@@ -44,12 +44,10 @@ class Glance:
     Attributes:
         output: shape of the (first) output.
         peak: bytes of all maps that live at once, at most, with the input.
-        writes: whether it writes into its input.
     """
 
     output: tuple[int, ...]
     peak: int
-    writes: bool = False
 
 
 @dataclass
@@ -57,6 +55,7 @@ class _Memory:
     """What was found of a model, as long as it looks as it did."""
 
     look: str
+    named: list[object]  # kept, so that none takes another's identity
     ghost: nn.Module | None = None  # on the device "meta"
     found: dict[Any, Any] = field(default_factory=dict)
 
@@ -65,10 +64,10 @@ _memories: WeakKeyDictionary[nn.Module, _Memory] = WeakKeyDictionary()
 
 
 def _memory(model: nn.Module) -> _Memory:
-    look = _look(model)
+    look, named = _look(model)
     memory = _memories.get(model)
     if memory is None or memory.look != look:
-        memory = _memories[model] = _Memory(look)
+        memory = _memories[model] = _Memory(look, named)
     return memory
 
 
@@ -98,13 +97,13 @@ def glance(model: nn.Module, shape: Sequence[int]) -> Glance | None:
 
 def _glanced(model: nn.Module, shape: tuple[int, ...]) -> Glance | None:
     memory = _memory(model)
-    if memory.ghost is None:
-        memory.ghost = copied(model, "meta")
     image = torch.empty(shape, device="meta", dtype=like(model).dtype)
     with quiet():
         try:
-            output, peak, writes = run_on_shapes(memory.ghost, image)
-            return Glance(tuple(first_tensor(output).shape), peak, writes)
+            if memory.ghost is None:
+                memory.ghost = copied(model, "meta")
+            output, peak = run_on_shapes(memory.ghost, image)
+            return Glance(tuple(first_tensor(output).shape), peak)
         except Exception:  # noqa: BLE001 - whatever a network raises at a size it cannot take
             return None
 
@@ -180,17 +179,34 @@ def like(model: nn.Module) -> Tensor:
     return torch.zeros(1)
 
 
-def _look(model: nn.Module) -> str:
-    """What a model is made of; changes where a layer is exchanged or an option set."""
-    options = [
-        (name, key, value)
-        for name, module in model.named_modules()
-        for key, value in sorted(vars(module).items())
-        if key != "training" and isinstance(value, (bool, int, float, str, tuple, type(None)))
-    ]
+def _look(model: nn.Module) -> tuple[str, list[object]]:
+    """What a model is made of, but for its numbers; and the objects that this names by identity.
+
+    It changes where a layer, a parameter's shape, an option, a function or a hook does.
+    """
+    named: list[object] = []
+    seen: set[int] = set()
+
+    def told(value: object) -> object:
+        if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
+            return repr(value)
+        if isinstance(value, Tensor):
+            return tuple(value.shape), str(value.dtype), str(value.device)
+        if id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, (list, tuple, set, frozenset)):
+                return [told(v) for v in value]
+            if isinstance(value, dict):
+                return [(told(k), told(v)) for k, v in value.items()]
+            named.append(value)
+            if hasattr(value, "__dict__") and not isinstance(value, type):
+                return id(value), told({k: v for k, v in vars(value).items() if k != "training"})
+        return id(value)
+
+    parts = [(name, id(type(m).forward), told(m)) for name, m in model.named_modules()]
     one = like(model)
-    what = (model, options, one.dtype, one.device)
-    return hashlib.sha256(repr(what).encode()).hexdigest()
+    what = (repr(model), parts, one.dtype, one.device)
+    return hashlib.sha256(repr(what).encode()).hexdigest(), named
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What a network does with memory: bytes of all maps that live at once, writes into its input."""
+"""Bytes of all maps that live at once while a network runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class _Living(TorchDispatchMode):
         self.known: dict[int, ref[Tensor]] = {}
         self.holders: Counter[int] = Counter()  # piece of memory to tensors that lie in it
         self.live = self.peak = 0
-        self.changed: set[int] = set()  # pieces of memory that an operation wrote into
 
     def __torch_dispatch__(
         self,
@@ -33,12 +32,6 @@ class _Living(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))  # noqa: SLF001
-        given |= kwargs or {}
-        for argument in func._schema.arguments:  # noqa: SLF001
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                leaves = tree_leaves(given.get(argument.name))
-                self.changed |= {_piece(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -70,7 +63,7 @@ def _piece(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch compares storages so too
 
 
-def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int, bool]:
+def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int]:
     """Run a network on shapes.
 
     Args:
@@ -79,7 +72,7 @@ def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int, bool]:
 
     Returns:
         What the network returns; bytes of all maps that live at once, at most, the image among
-        them; whether it writes into the image.
+        them.
 
     Limits:
         Parameters and workspaces of the kernels are not counted.
@@ -88,4 +81,4 @@ def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int, bool]:
     with torch.no_grad(), torch.device("meta"), _Living(given) as living:
         output = ghost(image)
     peak: int = living.peak + image.untyped_storage().nbytes()
-    return output, peak, _piece(image) in living.changed
+    return output, peak

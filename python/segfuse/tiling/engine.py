@@ -28,6 +28,9 @@ _LAST_TWO = (-2, -1)
 _SIGMA = 1 / 8  # of a tile's size, as nnU-Net's and MONAI's Gaussian
 
 
+Layout = Callable[[Tensor], Tensor]
+
+
 class Sink(Protocol):
     """Where bands of results go, in order of their rows."""
 
@@ -68,7 +71,6 @@ class Engine:
         border: how the image is continued.
         turned: average the softmax (of scores, the scores) over the eight turned and mirrored
             copies of each tile.
-        pure: the model is known not to write into its input.
         batch: tiles that are computed together.
         scale: with `shift`, what the image is multiplied by, a channel.
         shift: added then.
@@ -83,7 +85,6 @@ class Engine:
     output: str = "labels"
     border: Any = "mirror"
     turned: bool = False
-    pure: bool = False
     batch: int = 1
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
@@ -151,15 +152,10 @@ class Engine:
     ) -> Tensor:
         """Compute the maps (T, K, *out) of tiles whose corners lie at `corners` of a band.
 
-        The tiles are a copy, in memory that is kept for the next ones, unless the network returns
-        it; an image, or a band, that is one tile is not, unless the network may change it.
+        The network is given copies, since it may write into them, in memory that is kept for the
+        next tiles unless it returns that; channels last, unless it fails so, such as by a view that
+        maps in that layout do not have.
         """
-        whole = tuple(image.shape[1:]) == plan.tile and not any(map(any, corners))
-        as_is = self.pure and image.dtype == self.dtype and self.scale is None
-        if whole and as_is and plan.resizes is None:
-            x = image[None]
-            maps = self._scores(x, plan, None)
-            return maps.clone() if _share(maps, x) else maps
         buffer: Tensor | None = kept.pop("input", None)
         x = ops.gather_tiles(
             image,
@@ -171,19 +167,26 @@ class Engine:
             shift=self.shift,
             out=buffer if buffer is not None and len(buffer) == len(corners) else None,
         )
-        if plan.resizes is None:
-            maps = self._scores(x, plan, None)
-        else:
-            each = [self._scores(x[i : i + 1], plan, start) for i, start in enumerate(starts)]
-            maps = torch.cat(each)
-        if not _share(maps, x):
+        layout = kept.setdefault("layout", channels_last)
+        try:
+            if plan.resizes is None:
+                maps = self._scores(layout, x, plan, None)
+            else:
+                parts = zip(x.split(1), starts, strict=True)
+                maps = torch.cat([self._scores(layout, part, plan, at) for part, at in parts])
+        except RuntimeError as error:
+            if layout is not channels_last or _out_of_memory(error):
+                raise
+            kept["layout"] = Tensor.contiguous
+            return self.tiles(plan, image, corners, starts, kept)
+        if maps.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
             kept["input"] = x
         return maps
 
-    def _scores(self, x: Tensor, plan: Plan, start: Sequence[int] | None) -> Tensor:
+    def _scores(self, layout: Layout, x: Tensor, plan: Plan, start: Sequence[int] | None) -> Tensor:
         """The network's maps, as wanted; `start`: of the one tile, where that is of account."""
         if not self.turned:
-            return self._network(x, plan, start, turned=False)
+            return self._network(layout(x), plan, start, turned=False)
         total = torch.zeros((), dtype=x.dtype, device=x.device)
         for turns, mirrored in product(range(_RIGHT_ANGLES), (False, True)):
             copy = (x.flip(-1) if mirrored else x).rot90(turns, _LAST_TWO)
@@ -192,7 +195,9 @@ class Engine:
                 whole = plan.resizes[0].whole.input_size
                 left = [n - t for n, t in zip(whole, plan.tile, strict=True)]
                 begin = _turned_start(start, left, turns, mirrored=mirrored)
-            y = self._network(copy, plan, begin, turned=turns % 2 == 1).rot90(-turns, _LAST_TWO)
+            y = self._network(layout(copy), plan, begin, turned=turns % 2 == 1).rot90(
+                -turns, _LAST_TWO
+            )
             y = y.flip(-1) if mirrored else y
             total = total + y if total.dim() == 0 else total.add_(y)
         return total.div_(2 * _RIGHT_ANGLES)
@@ -204,7 +209,7 @@ class Engine:
         if plan.resizes is not None and start is not None:
             absolute = AbsolutePositions(plan.resizes[turned], start)
         with autocast(self.device, self.precision), absolute:
-            y = first_tensor(self._called(x))
+            y = first_tensor(self.model(x))
         if y.dim() != x.dim():
             raise ValueError(
                 f"predict: model: expected scores (N, K, *S), got shape {tuple(y.shape)}"
@@ -213,19 +218,6 @@ class Engine:
             y = y.float()
         soft = self.output == "probabilities" or (self.turned and self.output == "labels")
         return y.softmax(1) if soft else y
-
-    def _called(self, x: Tensor) -> Any:
-        """The model's outputs, channels last unless its code takes views that ask for another."""
-        try:
-            return self.model(channels_last(x))
-        except RuntimeError as error:
-            if not self.pure or "view size is not compatible" not in str(error):
-                raise
-            return self.model(x.contiguous())
-
-
-def _share(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _turned_start(
@@ -296,9 +288,6 @@ def _exact(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
         _check_size(maps, some, plan)
         for one, cell in zip(maps, some, strict=True):
             kept = one[(slice(None), *(slice(cut.first, cut.last) for cut in cell))]
-            if into is None and len(cells) == 1 and not labels and kept.is_contiguous():
-                into = kept
-                continue
             if into is None:
                 into = _fresh(state, region, one, labels=labels)
             corner = torch.tensor([[0, *(cut.to for cut in cell[1:])]])
@@ -363,7 +352,8 @@ def _blended(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
             maps = engine.tiles(plan, image, corners, [], state)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise TooLarge(band.to) if _out_of_memory(error) else error from error
-        state["tiles"].append((tuple(cut.to for cut in cell), maps))
+        # copied: a network may write its next result into the same memory
+        state["tiles"].append((tuple(cut.to for cut in cell), maps.clone()))
         engine.advance(prod(b - a for a, b in _fresh_part(cell, plan)))
     begin = state["emitted"]
     touching = [(c, m) for c, m in state["tiles"] if c[0] + plan.tile[0] > begin]

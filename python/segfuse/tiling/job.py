@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil, prod
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ class Job:
     def lengths(self, dims: int) -> tuple[int, ...]:
         """The tile that was asked for, an axis."""
         tile: Any = self.asked.tile
-        lengths = (tile,) * dims if isinstance(tile, int) else tuple(tile)
+        lengths = tuple(map(int, [tile] * dims if isinstance(tile, Integral) else tile))
         if len(lengths) != dims:
             raise wrong("tile", f"an integer, or {dims} of them", tile)
         return lengths
@@ -121,8 +122,15 @@ class Job:
 
     def digest(self) -> str:
         """What the network computes, by its layers and numbers."""
-        found = hashlib.sha256(repr((self.model, self.normalisation)).encode())
-        for name, value in self.model.state_dict().items():
+        options = [
+            (name, key, value)
+            for name, module in self.model.named_modules()
+            for key, value in sorted(vars(module).items())
+            if key != "training" and isinstance(value, (bool, int, float, str, tuple, list))
+        ]
+        found = hashlib.sha256(repr((self.model, options, self.normalisation)).encode())
+        hidden = dict(self.model.named_buffers())  # those that are not saved count, too
+        for name, value in {**hidden, **self.model.state_dict()}.items():
             found.update(name.encode())
             if isinstance(value, Tensor) and value.numel():
                 flat = value.detach().cpu().contiguous().reshape(-1)
@@ -300,7 +308,6 @@ class Work:
             if job.device.type != "cpu" and self.plan.peak:
                 room = job.budget(job.asked.memory) // ceil(_WORKSPACE * self.plan.peak)
                 batch = max(1, min(_MOST_TILES, room))
-        seen = glance(job.model, (1, image.shape[0], *self.plan.tile))
         return Engine(
             job.model,
             job.device,
@@ -309,7 +316,6 @@ class Work:
             job.asked.output,
             job.asked.border,
             turned=job.asked.augment is not None,
-            pure=seen is not None and not seen.writes,
             batch=batch,
             scale=scale,
             shift=shift,

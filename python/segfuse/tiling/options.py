@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 from typing import Any
 
 __all__ = ["Asked", "overlaps", "wrong"]
@@ -64,6 +66,8 @@ def overlaps(overlap: Any, tile: Sequence[int]) -> tuple[int, ...]:
     each = [overlap] * len(tile) if isinstance(overlap, (int, float)) else list(overlap)
     found = []
     for value, length in zip(each, tile, strict=False):
+        if not isfinite(value):
+            raise wrong("overlap", f"a share or pixels, below the tile {tuple(tile)}", overlap)
         pixels = int(value * length) if isinstance(value, float) else value
         found.append(pixels)
     if len(each) != len(tile) or any(
@@ -85,7 +89,7 @@ def _bytes(memory: Any) -> int:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def wrong(name: str, wanted: str, value: Any) -> ValueError:

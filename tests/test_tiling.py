@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import segfuse
 from segfuse import models
+from segfuse.geometry.glance import remembered
 from segfuse.tiling.absolute import resampled
 from segfuse.tiling.engine import rows_needed
 from segfuse.tiling.job import Job, expected
@@ -411,6 +412,17 @@ def test_a_network_that_was_changed_is_read_anew(change: Any) -> None:
     with torch.inference_mode():
         whole = net(torch.from_numpy(x)[None, None])[0].numpy()
     assert_seamless(whole, predict(net, x, tile=32))
+
+
+@pytest.mark.parametrize("make", [lambda: models.UNet(1, 2, base=2), zoo.ConvNeXt, zoo.FCN8])
+def test_a_network_is_read_once(make: Any) -> None:
+    net = make().eval()
+    known = remembered(net)
+    known["seen"] = True
+    for _ in range(5):
+        predict(net, image(200, 200))
+        assert remembered(net) is known
+        assert "seen" in remembered(net)
 
 
 class Keeping(nn.Module):

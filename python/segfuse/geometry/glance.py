@@ -200,7 +200,7 @@ def _look(model: nn.Module) -> tuple[str, list[object]]:
                 return [(told(k), told(v)) for k, v in value.items()]
             named.append(value)
             if hasattr(value, "__dict__") and not isinstance(value, type):
-                return id(value), told({k: v for k, v in vars(value).items() if k != "training"})
+                return id(value), [(k, told(v)) for k, v in vars(value).items() if k != "training"]
         return id(value)
 
     parts = [(name, id(type(m).forward), told(m)) for name, m in model.named_modules()]

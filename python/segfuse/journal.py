@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import UserError
-from .files import whole
+from .files import sync, whole
 from .run import make
 
 __all__ = ["JOURNAL", "Journal", "staged", "state_of"]
@@ -185,7 +185,7 @@ class Journal:
                     self.path.unlink(missing_ok=True)
                 raise
             for path in self._unsynced:
-                _sync(path)
+                sync(path)
             self.path.unlink(missing_ok=True)
 
     def finish(self, file: Predicted, state: list[int]) -> None:
@@ -198,7 +198,7 @@ class Journal:
 
     def _save(self) -> None:
         for path in self._unsynced:
-            _sync(path)
+            sync(path)
         self._unsynced.clear()
         record = {
             "format": _FORMAT,
@@ -211,7 +211,7 @@ class Journal:
             json.dump(record, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _sync(self.path.parent)
+        sync(self.path.parent)
         self._saved = time.monotonic()
 
 
@@ -233,13 +233,5 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:  # some network file systems lock no folders
             pass
         yield
-    finally:
-        os.close(opened)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
     finally:
         os.close(opened)

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import whole
+from ..files import sync, whole
 from .sources import zarr_module
 
 __all__ = ["ArrayTarget", "Part", "Target", "open_target"]
@@ -505,7 +505,7 @@ class _Stage:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.folder / "manifest.json")
-        _sync(self.folder)
+        sync(self.folder)
 
     def clear(self) -> None:
         """Remove all but the lock; the manifest first, that none counts what is being removed.
@@ -513,7 +513,7 @@ class _Stage:
         A result that was being replaced is put back.
         """
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        _sync(self.folder)
+        sync(self.folder)
         if self.old.exists() and not self.path.exists():
             self.old.rename(self.path)
         for name in _STAGED - {"lock"}:
@@ -588,10 +588,10 @@ class _Staged:
         for key in product(*ranges):
             file = top.joinpath("c", *map(str, key))
             with suppress(FileNotFoundError):  # a chunk of zeros has no file
-                _sync(file)
+                sync(file)
                 folders.update(file.parents[: len(key)])
         for folder in folders:
-            _sync(folder)
+            sync(folder)
 
     def finish(self) -> None:
         if self.done != self._layout.total:
@@ -603,14 +603,14 @@ class _Staged:
             if stage.path.suffix.lower() in _TIFF:
                 with whole(stage.path) as partial:
                     _write_tiff(partial, self._array, self._layout, stage.digest)
-                    _sync(partial)
+                    sync(partial)
             else:
                 if stage.path.exists():
                     _remove(stage.old)
                     stage.path.rename(stage.old)
                 stage.data.rename(stage.path)
-                _sync(stage.folder)
-            _sync(stage.path.parent)
+                sync(stage.folder)
+            sync(stage.path.parent)
             stage.remove()
 
     def close(self) -> None:
@@ -652,10 +652,10 @@ def _create(stage: _Stage, layout: _Layout, dtype: np.dtype[Any]) -> None:
     )
     for folder, _, names in os.walk(stage.data):
         for name in names:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
-    _sync(stage.folder)
-    _sync(stage.path.parent)
+            sync(Path(folder, name))
+        sync(Path(folder))
+    sync(stage.folder)
+    sync(stage.path.parent)
 
 
 def _empty_chunks(dtype: np.dtype[Any]) -> AbstractContextManager[Any]:
@@ -718,15 +718,6 @@ def _said(path: Path, kept: Path | None = None) -> Iterator[None]:
     except OSError as error:
         hint = "" if kept is None else f"; what was done is in {kept}, to resume from"
         raise UserError(f"cannot write {path}: {error.strerror or error}{hint}") from error
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or the entries of a folder to disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _names(folder: Path) -> set[str]:

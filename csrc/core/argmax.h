@@ -2,6 +2,8 @@
 // before all others, as in torch.argmax.
 #pragma once
 
+#include <type_traits>
+
 #include "core/backend.h"
 
 namespace segfuse::SEGFUSE_BACKEND {
@@ -22,17 +24,20 @@ struct Argmax {
   // Takes in scores x[k * channel + i * step] of all classes.
   template <class T, class N>
   SEGFUSE_FUNCTOR void take_all(const T* x, int64_t step, int64_t channel, int classes, N n) {
-    for (int64_t i = 0; i < n; ++i) take(i, 0, static_cast<Acc>(x[i * step]));
     if (step == 1) {
-      for (int k = 1; k < classes; ++k) {
-        for (int64_t i = 0; i < n; ++i) take(i, k, static_cast<Acc>(x[k * channel + i]));
-      }
+      take_planes(x, std::integral_constant<int, 1>{}, channel, classes, n);
+    } else if (step == 2) {  // two classes, the last axis: a known step is many pixels at once
+      take_planes(x, std::integral_constant<int, 2>{}, channel, classes, n);
     } else {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int k = 1; k < classes; ++k) {
-          take(i, k, static_cast<Acc>(x[i * step + k * channel]));
-        }
-      }
+      take_planes(x, step, channel, classes, n);
+    }
+  }
+
+ private:
+  template <class T, class Step, class N>
+  SEGFUSE_FUNCTOR void take_planes(const T* x, Step step, int64_t channel, int classes, N n) {
+    for (int k = 0; k < classes; ++k) {
+      for (int64_t i = 0; i < n; ++i) take(i, k, static_cast<Acc>(x[k * channel + i * step]));
     }
   }
 };

@@ -46,6 +46,12 @@ struct Tiles {
     const Split c = split(z.quotient, channels);
     return {c.quotient, c.remainder, z.remainder, y.remainder};
   }
+  // The same, the channels of a row following each other.
+  SEGFUSE_FUNCTOR Place pixels_place(int64_t row) const {
+    const Split c = split(row, channels), y = split(c.quotient, size[1]);
+    const Split z = split(y.quotient, size[0]);
+    return {z.quotient, c.remainder, z.remainder, y.remainder};
+  }
   SEGFUSE_FUNCTOR int64_t offset(const Place& p) const {
     return p.tile * tile + p.channel * channel + p.z * stride[0] + p.y * stride[1];
   }

@@ -25,6 +25,10 @@ void define(torch::stable::detail::StableLibrary& m) {
       "gather_tiles_backward(Tensor grad, Tensor corners, SymInt[] size, int border, Tensor? "
       "scale) "
       "-> Tensor");
+  m.def(
+      "label_distances(Tensor labels, float z, float y, float x, bool squared) -> (Tensor, "
+      "Tensor)");
+  m.def("separate_touching(Tensor labels) -> Tensor");
   m.def("stitch_tiles(Tensor tiles, Tensor corners, SymInt[] size, Tensor? window) -> Tensor");
   m.def("stitch_tiles_out(Tensor tiles, Tensor corners, Tensor? window, Tensor(a!) out) -> ()");
   m.def(
@@ -32,6 +36,13 @@ void define(torch::stable::detail::StableLibrary& m) {
   m.def(
       "stitch_tiles_argmax_out(Tensor tiles, Tensor corners, Tensor? window, Tensor(a!) out) -> "
       "()");
+  m.def(
+      "unet_weight_map(Tensor labels, float border, float sigma, float? halo, float sigma1, float "
+      "background, float cell, bool balanced, bool everywhere, int[] ignored) -> Tensor");
+  m.def(
+      "unet_weight_map_out(Tensor labels, float border, float sigma, float? halo, float sigma1, "
+      "float background, float cell, bool balanced, bool everywhere, int[] ignored, Tensor(a!) "
+      "out) -> ()");
   m.def(
       "weighted_cross_entropy(Tensor logits, Tensor target, Tensor? weight_map, Tensor? "
       "class_weight, "

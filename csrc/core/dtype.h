@@ -23,6 +23,7 @@ template <class... Ts>
 struct Types {};
 
 using Floating = Types<float, double, Half, BFloat16>;
+using Integers = Types<uint8_t, int8_t, uint16_t, int16_t, uint32_t, int32_t, uint64_t, int64_t>;
 using Numbers = Types<float, double, Half, BFloat16, bool, uint8_t, int8_t, uint16_t, int16_t,
                       uint32_t, int32_t, uint64_t, int64_t>;
 

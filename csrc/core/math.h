@@ -36,7 +36,7 @@ SEGFUSE_FUNCTOR T multiply_add(T a, T b, T c) {
 
 #if SEGFUSE_CUDA_SOURCE
 
-template <class T>
+template <class T, int terms = 0>
 SEGFUSE_FUNCTOR T exp_below_one(T x) {
   return exp(x);
 }
@@ -77,8 +77,9 @@ SEGFUSE_FUNCTOR constexpr T inverse_factorial(int n) {
 
 // exp(x) for x <= 1, NaN for NaN; what would be denormal is 0.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n times the series of exp(r).
-template <class T>
+// x = n ln 2 + r with |r| <= ln 2 / 2: 2^n times the series of exp(r), of so many terms; fewer
+// where less than T's precision will do.
+template <class T, int terms = Format<T>::exp_terms>
 SEGFUSE_FUNCTOR T exp_below_one(T x) {
   using F = Format<T>;
   using Bits = std::make_unsigned_t<typename F::Bits>;
@@ -86,9 +87,9 @@ SEGFUSE_FUNCTOR T exp_below_one(T x) {
   const T shifted = bounded * T(0x1.71547652b82fep0) + F::round;
   const T n = shifted - F::round;
   const T r = (bounded - n * F::ln2_high) - n * F::ln2_low;
-  T sum = inverse_factorial<T>(F::exp_terms - 1);
+  T sum = inverse_factorial<T>(terms - 1);
 #pragma GCC unroll 16
-  for (int i = F::exp_terms - 2; i >= 0; --i) sum = sum * r + inverse_factorial<T>(i);
+  for (int i = terms - 2; i >= 0; --i) sum = sum * r + inverse_factorial<T>(i);
   const auto scale = std::bit_cast<T>((std::bit_cast<Bits>(shifted) + F::bias) << F::mantissa);
   return x < F::smallest ? T(0) : sum * scale;
 }

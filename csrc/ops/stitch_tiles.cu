@@ -144,8 +144,12 @@ struct Onto : Base {
     const bool interleaved = this->tiles.channel < this->tiles.step();
     const auto at = interleaved ? this->image.pixels_place(r) : this->image.place(r);
     const auto line = this->line(at.z, at.y);
-    return {to + this->image.offset(at),       this->image.step(), this->image.width(), at.channel,
-            line, interleaved ? 0 : line.end - at.y - 1};
+    return {to + this->image.offset(at),
+            this->image.step(),
+            this->image.width(),
+            at.channel,
+            line,
+            interleaved ? 0 : line.end - at.y - 1};
   }
 
   SEGFUSE_FUNCTOR Run find(const Row& row, int64_t x, bool all) const {

@@ -93,6 +93,11 @@ class OpSpec:
     """Bit for bit the reference's result; otherwise measured against float64."""
     takes_out: bool = False
     differentiable: bool = True
+    comparable: Callable[[Sample, Any], tuple[Tensor, ...]] = lambda _sample, result: (
+        result if isinstance(result, tuple) else (result,)
+    )
+    """From a call's result to tensors that equal the reference's, where a contract leaves a choice.
+    """
 
     @property
     def name(self) -> str:

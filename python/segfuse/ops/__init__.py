@@ -5,13 +5,20 @@ from __future__ import annotations
 from .confusion_matrix import confusion_matrix
 from .crop_concat import crop_concat
 from .gather_tiles import gather_tiles
+from .label_distances import label_distances
+from .separate_touching import separate_touching
 from .stitch_tiles import stitch_tiles
+from .unet_weight_map import unet_weight_map, unet_weight_map_2019
 from .weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = [
     "confusion_matrix",
     "crop_concat",
     "gather_tiles",
+    "label_distances",
+    "separate_touching",
     "stitch_tiles",
+    "unet_weight_map",
+    "unet_weight_map_2019",
     "weighted_cross_entropy",
 ]

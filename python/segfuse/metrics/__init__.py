@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .boundaries import PixelErrors, pixel_error, warp, warping_error
 from .instances import (
     IU_THRESHOLDS,
     DetectionScores,
@@ -27,6 +28,7 @@ __all__ = [
     "ForegroundScores",
     "Overlaps",
     "PanopticQuality",
+    "PixelErrors",
     "RandScores",
     "Scores",
     "VariationOfInformation",
@@ -36,7 +38,10 @@ __all__ = [
     "mean_average_precision",
     "overlaps",
     "panoptic_quality",
+    "pixel_error",
     "seg_score",
     "semantic_scores",
     "variation_of_information",
+    "warp",
+    "warping_error",
 ]

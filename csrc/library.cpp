@@ -15,6 +15,24 @@ void define(torch::stable::detail::StableLibrary& m) {
   m.def("crop_concat_out(Tensor skip, Tensor up, Tensor(a!) out) -> ()");
   m.def("crop_concat_backward(Tensor grad, SymInt[] skip_size) -> Tensor");
   m.def(
+      "elastic_deform(Tensor image, Tensor grid, Tensor? affine, int border, float fill) -> "
+      "Tensor");
+  m.def(
+      "elastic_deform_labels(Tensor image, Tensor grid, Tensor? affine, Tensor labels, int border, "
+      "float fill, float labels_fill) -> (Tensor, Tensor)");
+  m.def(
+      "elastic_deform_out(Tensor image, Tensor grid, Tensor? affine, int border, float fill, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "elastic_deform_labels_out(Tensor image, Tensor grid, Tensor? affine, Tensor labels, int "
+      "border, float fill, float labels_fill, Tensor(a!) out, Tensor(b!) labels_out) -> ()");
+  m.def(
+      "elastic_deform_backward_image(Tensor grad, Tensor grid, Tensor? affine, int border) -> "
+      "Tensor");
+  m.def(
+      "elastic_deform_backward_field(Tensor grad, Tensor image, Tensor grid, Tensor? affine, int "
+      "border, float fill) -> (Tensor, Tensor)");
+  m.def(
       "gather_tiles(Tensor image, Tensor corners, SymInt[] size, int border, float fill, "
       "ScalarType "
       "dtype, Tensor? scale, Tensor? shift) -> Tensor");

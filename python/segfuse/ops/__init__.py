@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .confusion_matrix import confusion_matrix
 from .crop_concat import crop_concat
+from .elastic_deform import elastic_deform, random_deformation
 from .gather_tiles import gather_tiles
 from .label_distances import label_distances
 from .separate_touching import separate_touching
@@ -14,8 +15,10 @@ from .weighted_cross_entropy import weighted_cross_entropy
 __all__ = [
     "confusion_matrix",
     "crop_concat",
+    "elastic_deform",
     "gather_tiles",
     "label_distances",
+    "random_deformation",
     "separate_touching",
     "stitch_tiles",
     "unet_weight_map",

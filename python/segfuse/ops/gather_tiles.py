@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,29 +21,11 @@ from ..registry import (
     register,
     runs_reference,
 )
+from ._borders import BORDERS, INTEGERS, Border, check_border, check_fill, source
 from ._checks import check_out, check_tensor, wrong
 from ._tiles import MOST_AXES, Corners, as_corners, as_size, wide
 
-Border: TypeAlias = Literal["mirror", "symmetric", "edge", "wrap", "constant"]
-BORDERS = ("mirror", "symmetric", "edge", "wrap", "constant")  # as csrc numbers them
-INTEGERS = (
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
-)
-CONSTANT = BORDERS.index("constant")
-
 PerChannel: TypeAlias = float | Sequence[float] | Tensor
-
-
-def _source(place: Tensor, n: int, border: str) -> Tensor:
-    """The elements of an axis that stand at these places; of a constant border, its nearest."""
-    if border in ("edge", "constant") or n == 1:
-        return place.clamp(0, n - 1)
-    if border == "wrap":
-        return place.remainder(n)
-    last = 2 * n - 1 if border == "symmetric" else 2 * n - 2
-    there = place.remainder(2 * n if border == "symmetric" else last)
-    return torch.minimum(there, last - there)
 
 
 def _reference(
@@ -75,7 +57,7 @@ def _reference(
         place = corners[:, axis, None] + torch.arange(length, device=image.device)
         place = place.view(corners.shape[0], *[1] * axis, length, *[1] * (dims - 1 - axis))
         inside = inside & (place >= 0) & (place < n)
-        index.append(_source(place, n, border))
+        index.append(source(place, n, border))
     if 0 in image.shape[1:]:
         result = filled.expand(corners.shape[0], image.shape[0], *size)
     else:
@@ -142,11 +124,10 @@ def gather_tiles(
     dims = _check_image(image)
     dtype = _check_dtype(image, dtype, converts=scale is not None or shift is not None)
     lengths = as_size(op, size, dims)
-    if border not in BORDERS:
-        raise wrong(op, "border", f"one of {', '.join(BORDERS)}", repr(border))
+    check_border(op, border)
     if border != "constant" and 0 in image.shape[1:]:
         raise wrong(op, "image", "elements along each spatial axis", tuple(image.shape))
-    _check_fill(fill, dtype)
+    check_fill(op, fill, dtype)
     corners = as_corners(op, corners, dims, image.device)
     scale = None if scale is None else _a_channel("scale", scale, image, dtype)
     shift = None if shift is None else _a_channel("shift", shift, image, dtype)
@@ -199,22 +180,6 @@ def _check_dtype(image: Tensor, dtype: torch.dtype | None, *, converts: bool) ->
     if dtype != image.dtype and dtype not in FLOATING:
         raise TypeError(f"{op}: dtype: expected a floating one or {image.dtype}, got {dtype}")
     return dtype
-
-
-def _check_fill(fill: float, dtype: torch.dtype) -> None:
-    op = "gather_tiles"
-    if not isinstance(fill, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{op}: fill: expected a number, got {fill!r}")
-    if dtype in FLOATING:
-        return
-    low, high = (0, 1) if dtype == torch.bool else _range(dtype)
-    if not low <= fill <= high or fill != int(fill) or float(fill) != fill:
-        raise wrong(op, "fill", f"an integer that {dtype} and float64 hold", fill)
-
-
-def _range(dtype: torch.dtype) -> tuple[int, int]:
-    limits = torch.iinfo(dtype)
-    return limits.min, limits.max
 
 
 def _a_channel(name: str, value: PerChannel, image: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,9 +21,9 @@ from ..registry import (
     register,
     runs_reference,
 )
+from ._borders import CONSTANT
 from ._checks import check_out, check_tensor, wrong
 from ._tiles import MOST_AXES, Corners, as_corners, as_size, wide
-from .gather_tiles import CONSTANT
 
 MOST_CLASSES_OF = ((256, torch.uint8), (32768, torch.int16), (2**31 - 1, torch.int32))
 

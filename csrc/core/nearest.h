@@ -192,26 +192,33 @@ struct Swept {
     }
   }
 
-  // A line of what was found, through a place along an axis of other distances.
+  // A line of what was found, along x or along y.
+  template <bool along_x>
   struct Line {
     const Swept* swept;
     Place start;
-    bool along_x;
-    int64_t from, step;
+    const Offset *nearest, *other;
+    const Id* id;
 
-    SEGFUSE_FUNCTOR int64_t at(int c) const { return from + c * step; }
-    SEGFUSE_FUNCTOR Square first(int c) const { return swept->square(swept->nearest[at(c)]); }
-    SEGFUSE_FUNCTOR Square second(int c) const { return swept->square(swept->other[at(c)]); }
-    SEGFUSE_FUNCTOR Id first_id(int c) const { return swept->id[at(c)]; }
+    SEGFUSE_FUNCTOR int64_t at(int c) const { return along_x ? c : c * swept->frame.x; }
+    SEGFUSE_FUNCTOR Square first(int c) const { return swept->square(nearest[at(c)]); }
+    SEGFUSE_FUNCTOR Square second(int c) const { return swept->square(other[at(c)]); }
+    SEGFUSE_FUNCTOR Square besides(int c, Id label) const {
+      const Offset a = nearest[at(c)], b = other[at(c)];
+      return swept->square(id[at(c)] == label ? b : a);
+    }
+    SEGFUSE_FUNCTOR Id first_id(int c) const { return id[at(c)]; }
     SEGFUSE_FUNCTOR Id second_id(int c) const {
       Place p = start;
       (along_x ? p.x : p.y) = c;
-      p.z += swept->other[at(c)];
+      p.z += other[at(c)];
       return swept->labels.template at<Id>(p);
     }
   };
-  SEGFUSE_FUNCTOR Line line(const Place& start, bool along_x) const {
-    return {this, start, along_x, frame.index(start), along_x ? 1 : frame.x};
+  template <bool along_x>
+  SEGFUSE_FUNCTOR Line<along_x> line(const Place& start) const {
+    const int64_t from = frame.index(start);
+    return {this, start, nearest + from, other + from, id + from};
   }
 
   SEGFUSE_FUNCTOR Square square(Offset o) const {
@@ -282,10 +289,16 @@ struct Planes {
     const Id* id[2];
     SEGFUSE_FUNCTOR Square first(int c) const { return square[0][c]; }
     SEGFUSE_FUNCTOR Square second(int c) const { return square[1][c]; }
+    SEGFUSE_FUNCTOR Square besides(int c, Id label) const {
+      const Square a = first(c), b = second(c);
+      return id[0][c] == label ? b : a;
+    }
     SEGFUSE_FUNCTOR Id first_id(int c) const { return id[0][c]; }
     SEGFUSE_FUNCTOR Id second_id(int c) const { return id[1][c]; }
   };
-  SEGFUSE_FUNCTOR Line line(const Place& start, bool) const {
+  template <bool along_x>
+  SEGFUSE_FUNCTOR Line line(const Place& start) const {
+    static_assert(along_x);
     const int64_t from = frame.index(start);
     return {{square[0] + from, square[1] + from}, {id[0] + from, id[1] + from}};
   }
@@ -428,15 +441,13 @@ SEGFUSE_FUNCTOR void two_nearest(const auto& line, typename K::Square scale, int
     const int to = next < count ? stack.column[next] : right.besides(id);
     const int lo = std::max({from, s - reach, 0});
     const int hi = std::min(to < 0 ? width - 1 : to, e + reach);
-    const auto besides = [&](int c) {
-      return line.first_id(c) == id ? line.second(c) : line.first(c);
-    };
+    const auto besides = [&](int c) { return line.besides(c, id); };
     const int others = envelope<K>(besides, scale, lo, hi, s, e, second);
     for (int i = 0; i < others; ++i) {
       const int c = second.column[i], x = second.start[i];
       const int stop = i + 1 < others ? second.start[i + 1] : e + 1;
       const bool own = line.first_id(c) == id;
-      const Square h = own ? line.second(c) : line.first(c);
+      const Square h = besides(c);
       out.second(x, stop - x, c, scale, h, own ? line.second_id(c) : line.first_id(c));
     }
   }
@@ -501,14 +512,14 @@ struct AlongY {
       out.id[0][y * f.x] = out.id[1][y * f.x] = 0;
     }
     auto* ints = reinterpret_cast<int*>(room);
-    two_nearest<K>(swept.line(start, false), scale, static_cast<int>(f.y), swept.reach,
+    two_nearest<K>(swept.template line<false>(start), scale, static_cast<int>(f.y), swept.reach,
                    static_cast<int>(begin), static_cast<int>(end), Stack{ints, ints + n},
                    Stack{ints + 2 * n, ints + 3 * n}, out);
   }
 };
 
 // Sweeps labels, and then calls last(line source, squared spacing along x, reach) for the pass
-// along x; a source gives lines by line(start, true).
+// along x; a source gives lines by line<true>(start).
 template <class K>
 void find_nearest(const Tensor& labels_, const std::vector<int64_t>& ignore, const double* spacing,
                   double reach_, const auto& last) {

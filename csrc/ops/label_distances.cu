@@ -69,7 +69,7 @@ struct Distances {
     auto* ints = reinterpret_cast<int*>(ids + 2 * n);
     Out out{{squares, squares + n}, {ids, ids + n}, begin};
     for (int64_t x = 0; x < 2 * n; ++x) squares[x] = K::never, ids[x] = 0;
-    two_nearest<K>(from.line(start, true), scale, static_cast<int>(frame.x), reach,
+    two_nearest<K>(from.template line<true>(start), scale, static_cast<int>(frame.x), reach,
                    static_cast<int>(begin), static_cast<int>(end), Stack{ints, ints + n},
                    Stack{ints + 2 * n, ints + 3 * n}, out);
     for (int k = 0; k < 2; ++k) {

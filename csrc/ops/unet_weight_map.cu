@@ -107,7 +107,7 @@ struct WeightMap {
     // d1 <= d2, so that d1 + d2 < reach wants d1 < reach / 2.
     const float live = weights.border.reach * weights.border.reach / 4;
     Out out{squares, squares + n, begin, live, weights.everywhere};
-    two_nearest<K>(from.line(start, true), scale, static_cast<int>(frame.x), reach,
+    two_nearest<K>(from.template line<true>(start), scale, static_cast<int>(frame.x), reach,
                    static_cast<int>(begin), static_cast<int>(end), Stack{ints, ints + n},
                    Stack{ints + 2 * n, ints + 3 * n}, out);
     compute(weights.of(start.n), squares, squares + n, n, values);

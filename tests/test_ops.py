@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,25 +146,49 @@ def gradients(outcome: Tensor, sample: Sample, upstream: Tensor) -> tuple[Tensor
     return torch.autograd.grad(outcome, inputs, upstream, retain_graph=True)
 
 
+class _Kept:
+    """What references gave, for the backends that come next with the same operator and dtype."""
+
+    def __init__(self) -> None:
+        self.of: tuple[Any, ...] = ()
+        self.results: dict[Any, Any] = {}
+
+    def __call__(self, of: tuple[Any, ...], key: Any, compute: Callable[[], Any]) -> Any:
+        if of != self.of:
+            self.of, self.results = of, {}
+        if key not in self.results:
+            self.results[key] = compute()
+        return self.results[key]
+
+
+kept = _Kept()
+
+
 @on_backends
 @pytest.mark.parametrize(("spec", "dtype"), DTYPES)
 def test_equals_its_reference_in_every_layout(
     spec: OpSpec, dtype: torch.dtype, backend: str
 ) -> None:
-    for sample in samples(spec, backend, dtype, bits=spec.exact):
+    of = ("equals", spec.name, dtype, device_of(backend))
+    for i, sample in enumerate(samples(spec, backend, dtype, bits=spec.exact)):
         alone = sum(isinstance(a, Tensor) for a in (*sample.args, *sample.kwargs.values())) == 1
         for layouts in LAYOUT_PAIRS:
             if alone and layouts[0] != layouts[1]:
                 continue
             s = in_layout(sample, layouts)
-            wants = wanted(partial(comparable_reference, spec), s)
+            wants, kinds = kept(
+                of,
+                (i, layouts),
+                lambda s=s: (
+                    wanted(partial(comparable_reference, spec), s),
+                    [(t.stride(), t.dtype) for t in reference(spec, s)],
+                ),
+            )
             with running(backend):
                 got = spec.function(*s.args, **s.kwargs)
             for ours, want in zip(spec.comparable(s, got), wants, strict=True):
                 want.meets(ours, exact=spec.exact)
-            for ours, theirs in zip(outputs(got), reference(spec, s), strict=True):
-                assert ours.stride() == theirs.stride(), (s.name, layouts)
-                assert ours.dtype == theirs.dtype, (s.name, layouts)
+            assert [(t.stride(), t.dtype) for t in outputs(got)] == kinds, (s.name, layouts)
 
 
 @on_backends
@@ -171,19 +196,24 @@ def test_equals_its_reference_in_every_layout(
 def test_gradients_equal_the_references(spec: OpSpec, dtype: torch.dtype, backend: str) -> None:
     """For a gradient that is dense, and for one that is expanded (as from a sum)."""
     torch.manual_seed(0)
-    for sample in smooth(spec, backend, dtype):
+    of = ("gradients", spec.name, dtype, device_of(backend))
+    for i, sample in enumerate(smooth(spec, backend, dtype)):
         for layout in ("contiguous", "channels_last", "transposed"):
             s = requiring_grad(in_layout(sample, (layout, layout)))
             (result,) = reference(spec, s)
             weight = torch.randn_like(result, memory_format=torch.contiguous_format)
             spread = LAYOUTS["expanded"](weight)
-            for upstream in (weight, LAYOUTS["channels_last"](weight), spread):
+            for k, upstream in enumerate((weight, LAYOUTS["channels_last"](weight), spread)):
 
                 def compute(s: Sample, upstream: Tensor = upstream) -> tuple[Tensor, ...]:
                     (result,) = reference(spec, s)
                     return gradients(result, s, upstream.to(result.dtype))
 
-                wants = wanted(compute, s, gradient=True)
+                wants = kept(
+                    of,
+                    (i, layout, k),
+                    lambda compute=compute, s=s: wanted(compute, s, gradient=True),
+                )
                 with running(backend):
                     ours = gradients(spec.function(*s.args, **s.kwargs), s, upstream)
                 for a, want in zip(ours, wants, strict=True):
@@ -222,7 +252,7 @@ class _Calls(TorchDispatchMode):
 @pytest.mark.parametrize("spec", SPECS)
 def test_opcheck(spec: OpSpec, device: str) -> None:
     """PyTorch's own check of schema, fake, autograd and AOT dispatch, for every kernel."""
-    seen = set()
+    seen: Counter[str] = Counter()
     for sample in islice(samples(spec, device, torch.float32), FEW):
         s = requiring_grad(sample)
         with _Calls() as record:
@@ -233,10 +263,13 @@ def test_opcheck(spec: OpSpec, device: str) -> None:
                 with torch.no_grad():
                     spec.function(*s.args, **s.kwargs, out=like(result, torch.empty_like))
         for function, args in record.calls:
-            seen.add(function.__name__.split(".")[0])
+            name = function.__name__.split(".")[0]
+            seen[name] += 1
+            if seen[name] > FEW // 2:
+                continue
             asking = requiring_grad(Sample(args)).args if "_out" not in function.__name__ else args
             torch.library.opcheck(function, asking)
-    assert seen >= {kernel.name for kernel in spec.kernels}  # gradients may use others' too
+    assert seen.keys() >= {kernel.name for kernel in spec.kernels}  # gradients may use others' too
 
 
 @on_devices
@@ -316,10 +349,11 @@ def test_out_is_written_in_every_layout(spec: OpSpec, dtype: torch.dtype, backen
         result = like(spec.function.reference(*s.args, **s.kwargs), torch.ones_like)
         return outputs(spec.function.reference(*s.args, **s.kwargs, out=result))
 
-    for sample in samples(spec, backend, dtype, bits=spec.exact):
+    of = ("out", spec.name, dtype, device_of(backend))
+    for i, sample in enumerate(samples(spec, backend, dtype, bits=spec.exact)):
         for inputs in ("contiguous", "channels_last"):
             s = in_layout(sample, (inputs, inputs))
-            wants = wanted(over_ones, s)
+            wants = kept(of, (i, inputs), lambda s=s: wanted(over_ones, s))
             for layout in LAYOUTS:
                 if layout == "expanded":
                     continue

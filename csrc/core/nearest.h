@@ -340,7 +340,7 @@ SEGFUSE_FUNCTOR int envelope(const auto& height, typename K::Square scale, int l
         } else {
           const double cross =
               0.5 * (double(c) + top) + (h - top_height) / (2 * scale * (double(c) - top));
-          from = cross >= e ? e + 1 : std::max(top_start, static_cast<int>(cross)) + 1;
+          from = cross >= e ? e + 1 : static_cast<int>(std::max<double>(top_start, cross)) + 1;
         }
         break;
       }

@@ -62,7 +62,7 @@ struct WeightMap {
   using Square = typename K::Square;
   using Id = typename K::Id;
   static constexpr int room = 3 * sizeof(float) + sizeof(Id) + 2 * Stack::room;
-  static constexpr float none = 1e30f;  // the square of a distance to nothing
+  static constexpr float none = std::numeric_limits<float>::infinity();
 
   Source from;
   Frame frame;

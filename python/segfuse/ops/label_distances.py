@@ -31,6 +31,7 @@ from ._labels import (
 )
 
 Spacing = float | Sequence[float]
+LEAST = 1e-15
 
 
 def _reference(
@@ -62,7 +63,7 @@ def label_distances(
     Args:
         labels: ``(*S)`` or ``(N, *S)``, any integer dtype; 0 is background and every other number
             a label, connected or not.
-        spacing: of the pixels, a number or one an axis, above 0: distances are in its unit.
+        spacing: of the pixels, a number or one an axis, 1e-15 to 1e15: distances are in its unit.
         squared: give squared distances.
         dims: the number of spatial axes, 1, 2 or 3.
 
@@ -97,7 +98,10 @@ def _spacing(spacing: Spacing, dims: int) -> list[float]:
     steps = list(spacing) if several else [spacing] * dims  # type: ignore[arg-type]
     if len(steps) != dims:
         raise wrong(op, "spacing", f"a number, or {dims} of them", repr(spacing))
-    return [as_number(op, "spacing", step, above=0, or_equal=False) for step in steps]
+    numbers = [as_number(op, "spacing", step, above=0, or_equal=False) for step in steps]
+    if min(numbers) < LEAST or max(numbers) > 1 / LEAST:  # squares and their ratios are float64
+        raise wrong(op, "spacing", f"{LEAST:g} to {1 / LEAST:g}", repr(spacing))
+    return numbers
 
 
 def _fake(
@@ -179,6 +183,7 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield on(labels[None]), ValueError, "labels: expected 2 spatial axes (dims), with a batch's"
     yield on(labels[0, 0]), ValueError, "labels: expected 2 spatial axes (dims), with a batch's"
     yield on(spacing=0), ValueError, "spacing: expected a finite number above 0, got 0"
+    yield on(spacing=1e-20), ValueError, "spacing: expected 1e-15 to 1e+15, got 1e-20"
     yield on(spacing=(1, float("nan"))), ValueError, "spacing: expected a finite number above 0"
     yield on(spacing=(1, 2, 3)), ValueError, "spacing: expected a number, or 2 of them, got (1, 2,"
     yield on(spacing="a"), TypeError, "spacing: expected a number, got 'a'"

@@ -4,8 +4,9 @@
 networks, ``segfuse.geometry`` tells where each output pixel of any network comes from.  Importing
 registers ``torch.ops.segfuse``; it needs torch and NumPy alone.
 
-``fit``, ``resume``, ``predict``, ``predict_files``, ``evaluate`` and ``inspect`` are the program,
-as functions; what they need (``pip install 'segfuse[cli]'``) is imported when they are first used.
+``fit``, ``resume``, ``predict``, ``predict_files``, ``instances``, ``evaluate`` and its kin, and
+``inspect`` are the program, as functions; what they need (``pip install 'segfuse[cli]'``) is
+imported when they are first used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 from . import _library, geometry, models, nn, ops
 
 if TYPE_CHECKING:
+    from .boundary_evaluation import evaluate_boundaries
     from .data import inspect
     from .evaluation import evaluate
+    from .instance_evaluation import evaluate_instances
+    from .objects import instances
     from .prediction import predict
     from .prediction_files import predict_files
     from .run import Run
@@ -28,9 +32,12 @@ __all__ = [
     "Run",
     "__version__",
     "evaluate",
+    "evaluate_boundaries",
+    "evaluate_instances",
     "fit",
     "geometry",
     "inspect",
+    "instances",
     "models",
     "nn",
     "ops",
@@ -45,8 +52,11 @@ del _library
 _LAZY = {
     "Run": "run",
     "evaluate": "evaluation",
+    "evaluate_boundaries": "boundary_evaluation",
+    "evaluate_instances": "instance_evaluation",
     "fit": "training",
     "inspect": "data",
+    "instances": "objects",
     "predict": "prediction",
     "predict_files": "prediction_files",
     "resume": "training",

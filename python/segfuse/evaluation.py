@@ -23,10 +23,19 @@ from .metrics import ConfusionMatrix, Scores, semantic_scores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Evaluation", "FileScore", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "FileScore",
+    "Page",
+    "evaluate",
+    "pages_of",
+    "shown",
+    "text",
+    "without_nan",
+]
 
 _Ids = tuple["NDArray[Any]", str]  # (H, W) as they are in the file, and what to call them
-_Page = tuple[str, _Ids, _Ids]  # name, prediction, labels
+Page = tuple[str, _Ids, _Ids]  # name, prediction, labels
 _Codings = tuple[LabelCoding, LabelCoding]  # of predictions, of labels
 _TWO = 2  # classes, beyond which background and foreground will not do
 
@@ -80,7 +89,7 @@ class Evaluation:
         rows = zip(self.names, self._shares(), self.scores.iu, self.scores.accuracy, strict=True)
         return [
             ("class", "pixels", "IU", "accuracy"),
-            *((name, _text(share, ".2%"), _text(iu), _text(acc)) for name, share, iu, acc in rows),
+            *((name, text(share, ".2%"), text(iu), text(acc)) for name, share, iu, acc in rows),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +113,7 @@ class Evaluation:
             "confusion_matrix": self.matrix.tolist(),
             "files": [asdict(file) for file in self.files],
         }
-        result: dict[str, Any] = _without_nan(plain)
+        result: dict[str, Any] = without_nan(plain)
         return result
 
     def _shares(self) -> list[float]:
@@ -148,11 +157,7 @@ def evaluate(
         TypeError: files compared with arrays.
     """
     options: dict[str, Any] = {"kind": kind, "classes": classes, "ignore": ignore, "names": names}
-    paths = [isinstance(side, (str, Path)) for side in (predictions, labels)]
-    if any(paths) != all(paths):
-        raise TypeError("evaluate: expected predictions and labels to be both paths or both arrays")
-    source = _files(predictions, labels) if any(paths) else _arrays(predictions, labels)
-    count, pages, look = source
+    count, pages, look = pages_of(predictions, labels)
     codings = (coding, coding) if coding else _agree(look(options), ignore)
     if ignore is not None and codings[0].kind == "classes" and 0 <= ignore < codings[0].classes:
         # As of labels whose 0 is void: a network has an output for it, and may choose it.
@@ -161,7 +166,7 @@ def evaluate(
     theirs, ours = codings if fixed else (_wide(codings[0]), _wide(codings[1]))
     metric = ConfusionMatrix(MOST_CLASSES)
     files, void = [], 0
-    for name, prediction, true in _shown(pages, count, progress=progress):
+    for name, prediction, true in shown(pages, count, progress=progress):
         target = ours.encode(*true)
         predicted = _complete(theirs.encode(*prediction), target, prediction[1])
         matrix = metric(torch.from_numpy(predicted)[None], torch.from_numpy(target)[None])
@@ -183,6 +188,23 @@ def evaluate(
     )
 
 
+def pages_of(
+    predictions: Any, labels: Any
+) -> tuple[int, Iterator[Page], Callable[[dict[str, Any]], _Codings]]:
+    """Match predictions with labels, both paths or both arrays, as `evaluate` takes them.
+
+    Returns:
+        the number of pages, the pages, and what finds both codings by the options of `detect`.
+
+    Raises:
+        UserError, ValueError, TypeError: as `evaluate`.
+    """
+    paths = [isinstance(side, (str, Path)) for side in (predictions, labels)]
+    if any(paths) != all(paths):
+        raise TypeError("evaluate: expected predictions and labels to be both paths or both arrays")
+    return _files(predictions, labels) if any(paths) else _arrays(predictions, labels)
+
+
 def _match(predictions: str | Path, labels: str | Path) -> list[Pair]:
     """Pair files by name, the labels' adding words to the predictions' or the other way round."""
     try:
@@ -192,18 +214,18 @@ def _match(predictions: str | Path, labels: str | Path) -> list[Pair]:
             swapped = pair(labels, predictions)
         except UserError:
             # `pair` speaks of images, which here are the predictions.
-            text = re.sub(r"\bimages( lack labels| and labels are)", r"predictions\1", str(error))
-            raise UserError(re.sub(r"(labels lack) images", r"\1 predictions", text)) from error
+            said = re.sub(r"\bimages( lack labels| and labels are)", r"predictions\1", str(error))
+            raise UserError(re.sub(r"(labels lack) images", r"\1 predictions", said)) from error
         return [replace(p, image=p.labels, labels=p.image) for p in swapped]
 
 
 def _files(
     predictions: str | Path, labels: str | Path
-) -> tuple[int, Iterator[_Page], Callable[[dict[str, Any]], _Codings]]:
+) -> tuple[int, Iterator[Page], Callable[[dict[str, Any]], _Codings]]:
     """Return the number of pages, the pages, and what finds both codings by `detect`'s options."""
     pairs = _match(predictions, labels)
 
-    def read() -> Iterator[_Page]:
+    def read() -> Iterator[Page]:
         for files, pages in groupby(pairs, lambda pair: (pair.image, pair.labels)):
             predicted, true = map(read_labels, files)  # of a stack all pages
             for page in pages:
@@ -220,7 +242,7 @@ def _files(
 
 def _arrays(
     predictions: Any, labels: Any
-) -> tuple[int, Iterator[_Page], Callable[[dict[str, Any]], _Codings]]:
+) -> tuple[int, Iterator[Page], Callable[[dict[str, Any]], _Codings]]:
     """Return the same for arrays."""
     theirs, ours = _listed(predictions, "prediction"), _listed(labels, "labels")
     if len(theirs) != len(ours):
@@ -286,7 +308,8 @@ def _complete(
     return np.where(target == LabelCoding.VOID, np.uint8(0), prediction)
 
 
-def _shown(pages: Iterator[_Page], count: int, *, progress: bool) -> Iterable[_Page]:
+def shown(pages: Iterator[Page], count: int, *, progress: bool) -> Iterable[Page]:
+    """Show a bar on a terminal while pages are taken, if asked to."""
     if not progress:
         return pages
     from rich.console import Console  # noqa: PLC0415
@@ -298,14 +321,15 @@ def _shown(pages: Iterator[_Page], count: int, *, progress: bool) -> Iterable[_P
     return track(pages, "comparing", total=count, console=console, transient=True)
 
 
-def _text(value: float, form: str = ".4f") -> str:
+def text(value: float, form: str = ".4f") -> str:
+    """Say a figure, "-" for nan."""
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Replace nan by None in plain values."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from .demo import DAY, MOST_STEPS, MOST_THREADS, SECONDS, STEPS, DemoError
 from .demo import run as run_demo
-from .errors import UserError
+from .evaluate_command import evaluate
 from .predict_command import predict
 from .terminal import (
     Classes,
@@ -20,7 +19,6 @@ from .terminal import (
     Images,
     Kind,
     OneLine,
-    Overwrite,
     duration,
     fail,
     is_terminal,
@@ -30,11 +28,9 @@ from .terminal import (
 )
 from .terminal import seed as check_seed
 from .train_command import train
+from .weights_command import weights
 
 __all__ = ["app"]
-
-_WORST = 5  # pictures that `evaluate` names
-
 
 app = typer.Typer(
     cls=OneLine,
@@ -69,83 +65,8 @@ app.command()(train)
 app.command()(predict)
 
 
-@app.command()
-def evaluate(
-    predictions: Annotated[
-        Path, typer.Argument(help="Folder of label pictures, or one.", show_default=False)
-    ],
-    labels: Annotated[
-        Path, typer.Argument(help="The true ones, matched by name.", show_default=False)
-    ],
-    *,
-    kind: Kind = "auto",
-    classes: Classes = None,
-    ignore: Ignore = None,
-    class_names: ClassNames = None,
-    write_json: Annotated[
-        Path | None, option("Output", "--json", help="Write all figures to this file.")
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        option("Output", help="Draw the confusion matrix to this file (.png, .pdf, .svg)."),
-    ] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Compare predicted with true label pictures: accuracies and intersection over union."""
-    from .data.pairs import number
-    from .evaluation import evaluate as compare
-    from .files import whole
-
-    for file, suffixes in [(write_json, None), (picture, (".png", ".pdf", ".svg"))]:
-        _check_free(file, suffixes, overwrite=overwrite)
-    if picture is not None:
-        from .report import confusion_picture
-    found = compare(
-        predictions,
-        labels,
-        kind=kind,
-        classes=classes,
-        ignore=ignore,
-        names=class_names,
-        progress=True,
-    )
-    say(
-        f"{number(len(found.files), 'picture')}, {found.scores.pixels:,} pixels that count, "
-        f"{found.void:,} that do not",
-        f"labels read as {found.coding.kind}, predictions as {found.prediction_coding.kind}",
-    )
-    head, *rows = found.table()
-    tabulate(rows, head)
-    tabulate(
-        (name.replace("_", " ").replace(" iu", " IU"), f"{value:.4f}")
-        for name, value in found.figures().items()
-    )
-    if len(found.files) > 1:
-        worst = found.files[:_WORST]
-        tabulate(
-            ((f.name, f"{f.mean_iu:.4f}", f"{f.pixel_accuracy:.4f}") for f in worst),
-            ("worst pictures", "mean IU", "pixel accuracy"),
-        )
-    if write_json is not None:
-        with whole(write_json) as path:
-            path.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-    if picture is not None:
-        with whole(picture) as path:
-            confusion_picture(found.matrix, found.names).savefig(path, dpi=150)
-    written = [str(file) for file in (write_json, picture) if file is not None]
-    if written:
-        say(f"written: {', '.join(written)}")
-
-
-def _check_free(file: Path | None, suffixes: tuple[str, ...] | None, *, overwrite: bool) -> None:
-    if file is None:
-        return
-    if suffixes and file.suffix.lower() not in suffixes:
-        raise UserError(f"{file}: expected a name that ends in {', '.join(suffixes)}")
-    if file.exists() and not (overwrite and file.is_file()):
-        raise UserError(f"{file} exists: choose another name, or say --overwrite")
-    if not file.parent.is_dir():
-        raise UserError(f"cannot write {file}: {file.parent} is no folder")
+app.command()(evaluate)
+app.command()(weights)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["sync", "whole"]
+__all__ = ["check_free", "sync", "whole"]
 
 
 @contextmanager
@@ -42,3 +42,24 @@ def sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def check_free(file: Path | None, suffixes: tuple[str, ...] | None, *, overwrite: bool) -> None:
+    """See that a file may be written to.
+
+    Args:
+        file: None passes.
+        suffixes: that its name may end in; None allows any.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        UserError: it may not.
+    """
+    if file is None:
+        return
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise UserError(f"{file}: expected a name that ends in {', '.join(suffixes)}")
+    if file.exists() and not (overwrite and file.is_file()):
+        raise UserError(f"{file} exists: choose another name, or say --overwrite")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: {file.parent} is no folder")

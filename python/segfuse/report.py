@@ -32,8 +32,10 @@ __all__ = [
     "confusion_picture",
     "curves",
     "error_overlay",
+    "object_overlay",
     "overlays",
     "visible",
+    "weights_picture",
 ]
 
 TRUTH = "#F0E442"  # yellow
@@ -411,6 +413,19 @@ def confusion_picture(matrix: Any, names: Sequence[str]) -> Figure:
             color=colour,
             fontsize=small if with_counts else 0.85 * font,
         )
+    return figure
+
+
+def weights_picture(weights: NDArray[np.float32]) -> Figure:
+    """Draw a weight map (H, W) in false colours with a bar, as figure 3d of the U-Net paper is."""
+    height, width = weights.shape
+    scale = 5 / max(weights.shape)
+    tall, wide = max(1.6, scale * height), max(1.6, scale * width)
+    figure = Figure(figsize=(wide + 1.1, tall + 0.3), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(weights, cmap="viridis", vmin=0, interpolation="nearest")
+    axes.set_axis_off()
+    figure.colorbar(drawn, ax=axes, label="weight", fraction=0.05, pad=0.02)
     return figure
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "write_labels",
+    "write_maps",
     "write_scores",
 ]
 
@@ -154,15 +155,7 @@ def write_labels(path: Path, labels: NDArray[Any], *, palette: Sequence[int] | N
         with whole(path) as partial:
             picture.save(partial, format="PNG")
     elif path.suffix.lower() in {".tif", ".tiff"}:
-        axes, pages = ("ZYX", labels) if len(labels) > 1 else ("YX", labels[0])
-        with whole(path) as partial:
-            tifffile.imwrite(
-                partial,
-                pages,
-                photometric="minisblack",
-                compression="zlib",
-                metadata={"axes": axes},
-            )
+        _write_pages(path, labels)
     else:
         raise ValueError(f"path: expected .png or .tif, got {path.name}")
 
@@ -189,6 +182,26 @@ def write_scores(path: Path, scores: NDArray[np.float32]) -> None:
             bigtiff=not imagej,
             photometric="minisblack",
             metadata={"axes": "ZCYX"},
+        )
+
+
+def write_maps(path: Path, maps: NDArray[np.float32]) -> None:
+    """Write maps (P, H, W), float32, such as weights, as a TIFF (zlib).
+
+    Raises:
+        ValueError: maps of another shape or dtype.
+        UserError: the file system refuses.
+    """
+    if maps.ndim != _STACK or maps.size == 0 or maps.dtype != np.float32:
+        raise ValueError(f"maps: expected float32 (P, H, W), got {maps.dtype} {maps.shape}")
+    _write_pages(path, maps)
+
+
+def _write_pages(path: Path, pages: NDArray[Any]) -> None:
+    axes, pages = ("ZYX", pages) if len(pages) > 1 else ("YX", pages[0])
+    with whole(path) as partial:
+        tifffile.imwrite(
+            partial, pages, photometric="minisblack", compression="zlib", metadata={"axes": axes}
         )
 
 

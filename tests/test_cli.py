@@ -18,10 +18,14 @@ testing = pytest.importorskip("typer.testing")
 for package in ("imagecodecs", "lightning", "matplotlib", "safetensors", "skimage", "tifffile"):
     pytest.importorskip(package, reason="needs segfuse[cli]")
 
+import tifffile  # noqa: E402
+
 from segfuse import (  # noqa: E402
     cli,
     demo,
     info,
+    instances,
+    ops,
     predict_command,
     prediction_files,
     terminal,
@@ -32,7 +36,7 @@ from segfuse.data import Normalisation, image_header, read_labels, write_labels 
 from segfuse.models import MODELS  # noqa: E402
 from segfuse.solvers import SOLVERS  # noqa: E402
 
-COMMANDS = ("train", "predict", "evaluate", "inspect", "info", "demo")
+COMMANDS = ("train", "predict", "evaluate", "weights", "inspect", "info", "demo")
 needs_demo = pytest.mark.skipif(
     any(demo.find_spec(name) is None for name in demo.PACKAGES), reason="needs segfuse[demo]"
 )
@@ -204,6 +208,14 @@ def test_unknown_options_get_one_line(command: str) -> None:
         (["evaluate", "a"], "Missing argument"),
         (["evaluate", "a", "b", "c"], "unexpected extra argument"),
         (["evaluate", "a", "b", "--classes", "256"], "--classes"),
+        (["evaluate", "a", "b", "--instances", "--boundaries"], "does not go with --instances"),
+        (["evaluate", "a", "b", "--instances", "--picture=c.png"], "does not go with --picture"),
+        (["evaluate", "a", "b", "--instances", "--kind=classes"], "does not go with --kind"),
+        (["evaluate", "a", "b", "--boundaries", "--ignore=0"], "does not go with --ignore"),
+        (["evaluate", "a", "b", "--boundaries", "--kind=binary"], "does not go with --kind"),
+        (["predict", "run", "images", "-o", "a", "--smallest", "0"], "--smallest"),
+        (["predict", "run", "images", "-o", "a", "--grow", "up"], "'gaps', 'everywhere'"),
+        (["weights", "a"], "--output"),
         (["inspect"], "--images"),
         (["info", "more"], "unexpected extra argument"),
     ],
@@ -318,7 +330,7 @@ def test_predict_takes_what_predict_files_takes() -> None:
     for name in set(ours) - {"run", "images", "output"}:
         assert ours[name].default == theirs[name].default, name
     ours, theirs = map(get_type_hints, (predict_command.predict, prediction_files.predict_files))
-    assert all(ours[name] == theirs[name] for name in ("border", "blend", "augment"))
+    assert all(ours[name] == theirs[name] for name in ("border", "blend", "augment", "grow"))
 
 
 def test_predict_and_evaluate(trained: tuple[Path, str], tmp_path: Path) -> None:
@@ -352,6 +364,79 @@ def test_predict_and_evaluate(trained: tuple[Path, str], tmp_path: Path) -> None
 
     assert "all.json exists" in refused(1, *evaluate)
     assert segfuse(*evaluate, "--overwrite")[0] == 0
+
+
+def test_predict_and_evaluate_objects(trained: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = trained
+    images, out = run.parent / "images", tmp_path / "out"
+    predict = ("predict", str(run), str(images), "-o", str(out), "--instances", "--smallest=3")
+    code, _, err = segfuse(*predict)
+    assert code == 0, err
+    assert all(np.bincount(read_labels(f).ravel())[1:].min(initial=3) >= 3 for f in out.iterdir())
+    assert segfuse(*predict, "--grow=gaps", "--overwrite")[0] == 0
+
+    ids = tmp_path / "ids"
+    ids.mkdir()
+    for file in (run.parent / "labels").iterdir():
+        write_labels(ids / file.name, instances(read_labels(file)[0])[None])
+    objects = sum(int(read_labels(file).max()) for file in ids.iterdir())
+    evaluate = ("evaluate", str(run.parent / "labels"), str(ids), "--instances")
+    code, said, err = segfuse(*evaluate, "--json", str(tmp_path / "all.json"))
+    assert code == 0, err
+    assert f"6 pictures, {objects} objects, {objects} predicted" in said
+    assert "predictions read as binary, objects are its components" in said
+    rows = [line.split() for line in said.splitlines()]
+    assert ["0.50", *["1.0000"] * 4] in [row[:5] for row in rows]
+    assert ["panoptic", "quality", "1.0000"] in rows
+    assert json.loads((tmp_path / "all.json").read_text())["mean_average_precision"] == 1
+    assert "expected an id for each object" in refused(1, "evaluate", ids, run.parent / "labels",
+                                                       "--instances")  # fmt: skip
+
+    boundaries = ("evaluate", str(run.parent / "labels"), str(ids), "--boundaries")
+    code, said, err = segfuse(*boundaries)
+    assert code == 0, err
+    assert ["pixel", "error", "0.0000"] in [line.split() for line in said.splitlines()]
+    assert ["V^Rand", "1.0000"] in [line.split() for line in said.splitlines()]
+
+
+def test_weights(data: Path, tmp_path: Path) -> None:
+    ids = np.zeros((1, 12, 16), np.uint8)
+    ids[0, 2:10, 2:8], ids[0, 2:10, 8:14] = 1, 2
+    write_labels(tmp_path / "cells.png", ids)
+    out = tmp_path / "maps"
+    code, said, err = segfuse("weights", str(tmp_path / "cells.png"), "-o", str(out), "--picture")
+    assert code == 0, err
+    assert f"2 files written to {out}: weights " in said
+    cut = ops.separate_touching(torch.from_numpy(ids))
+    assert np.array_equal(tifffile.imread(out / "cells.tif"), ops.unet_weight_map(cut)[0])
+    assert tifffile.imread(out / "cells.tif").dtype == np.float32
+    assert (out / "cells.png").stat().st_size > 3000
+    assert "cells.tif exists" in refused(1, "weights", tmp_path / "cells.png", "-o", out)
+
+    one = ("weights", str(tmp_path / "cells.png"), "-o", str(tmp_path / "one.tif"), "--w0=3")
+    assert segfuse(*one, "--no-separate", "--sigma=2", "--ignore=2")[0] == 0
+    expected = ops.unet_weight_map(torch.from_numpy(ids), w0=3, sigma=2, ignore_index=2)[0]
+    assert np.array_equal(tifffile.imread(tmp_path / "one.tif"), expected)
+    assert segfuse(*one, "--overwrite", "--ignore=70000")[0] == 0
+    assert segfuse("weights", str(tmp_path / "cells.png"), "-o", str(tmp_path / "a.pdf"))[0] == 0
+
+    code, said, _ = segfuse("weights", str(data / "labels"), "-o", str(out))
+    assert code == 0
+    assert "6 files read as binary, cells are its components" in said
+    mask = read_labels(data / "labels/0.png")[0]
+    cut = ops.separate_touching(torch.from_numpy(instances(mask, holes=0)))
+    assert np.array_equal(tifffile.imread(out / "0.tif"), ops.unet_weight_map(cut))
+
+    for arguments, text in [
+        ((data / "labels", "-o", tmp_path / "b.tif"), "b.tif is to hold 6 weight maps"),
+        ((tmp_path / "cells.png", "-o", tmp_path / "cells.png"), "is one of the labels"),
+        ((tmp_path / "cells.png", "-o", tmp_path / "c.tif", "--sigma=0"), "sigma: expected a fin"),
+        ((tmp_path / "cells.png", "-o", tmp_path / "c.tif", "--w0=nan"), "w0: expected a finite"),
+        ((tmp_path / "cells.png", "-o", tmp_path / "cells.png/d"), "cannot write into"),
+        ((tmp_path / "gone", "-o", tmp_path / "d"), "gone"),
+    ]:
+        assert text in refused(1, "weights", *arguments)
+    assert not (tmp_path / "c.tif").exists()
 
 
 def test_predict_by_tiles(trained: tuple[Path, str], tmp_path: Path) -> None:
@@ -465,6 +550,12 @@ def test_bad_data_gets_one_line_and_writes_nothing(
             "segfuse: --memory: expected at least",
         ),
         (("predict", made, images, "-o", run, "--overlap=8"), "--overlap: expected blend with it"),
+        (("predict", made, images, "-o", run, "--grow=gaps"), "grow goes with instances only"),
+        (("predict", made, images, "-o", run, "--instances", "--reach=2"), "reach goes with grow"),
+        (
+            ("predict", made, images, "-o", run, "--instances", "--grow=gaps", "--reach=0"),
+            "--reach: expected a finite number above 0",
+        ),
         (("evaluate", labels, narrow, "--json", run), "36 x 47"),
         (("evaluate", labels, narrow, "--picture", run / "a.gif"), "a.gif"),
         (("evaluate", labels, narrow, "--json", run / "a.json"), "is no folder"),

@@ -171,7 +171,7 @@ import tifffile  # noqa: E402
 from PIL import Image  # noqa: E402
 from runs import one_thread, write_run  # noqa: E402, F401
 
-from segfuse import journal  # noqa: E402
+from segfuse import instances, journal  # noqa: E402
 from segfuse import prediction_files as files_module  # noqa: E402
 from segfuse import run as folder  # noqa: E402
 from segfuse.data import (  # noqa: E402
@@ -243,6 +243,77 @@ def test_probabilities(tmp_path: Path) -> None:
     expected = predict(run, read_image(image)[0].transpose(1, 2, 0), output="probabilities")
     np.testing.assert_allclose(values, expected, atol=1e-6)
     assert np.array_equal(read_labels(labels)[0] == 255, values.argmax(0) == 1)
+
+
+def test_instances(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    images = tmp_path / "images"
+    pictures = [grey(images / name, 40, 50) for name in ("a.png", "b.jpg")]
+    grey(images / "c.tif", 3, 40, 50)
+    options: dict[str, Any] = {"smallest": 2, "grow": "gaps", "reach": 2.0}
+    written = predict_files(run, images, tmp_path / "out", instances=True, **options)
+    assert [path.name for path in written] == ["a.png", "b.png", "c.tif"]
+    for file, target in zip([*pictures, images / "c.tif"], written, strict=True):
+        masks = [predict(run, page.transpose(1, 2, 0)) for page in read_image(file)]
+        ids = read_labels(target)
+        assert ids.dtype == np.uint16
+        assert np.array_equal(ids, [instances(mask, **options) for mask in masks])
+        assert ids.max() > 1
+    plain, scores = predict_files(run, pictures[0], tmp_path / "both", instances=True, scores=True)
+    mask = tifffile.imread(scores).argmax(0)
+    assert np.array_equal(read_labels(plain)[0], instances(mask))
+
+
+def test_instances_beyond_uint16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run")
+    image = grey(tmp_path / "images" / "a.png", 40, 50)
+    monkeypatch.setattr(files_module, "_MOST_SHORT", 1)
+    with pytest.raises(UserError, match=r"a\.png: \d+ objects, where a PNG holds 1: drop small"):
+        predict_files(run, image, tmp_path / "out", instances=True)
+    assert not list((tmp_path / "out").glob("*.png"))
+    (written,) = predict_files(run, image, tmp_path / "a.tif", instances=True)
+    assert np.array_equal(read_labels(written)[0], instances(predict(run, read_image(image)[0, 0])))
+
+
+def test_instances_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    image = grey(tmp_path / "images" / "a.tif", 20, 30)
+    many = write_run(tmp_path / "many", LabelCoding("classes", 3, 255))
+    with pytest.raises(UserError, match="many tells 3 classes apart: expected 2 for instances"):
+        predict_files(many, image, out, instances=True)
+    options: list[dict[str, Any]] = [{"smallest": 2}, {"grow": "gaps"}, {"reach": 2.0}]
+    for option in options:
+        with pytest.raises(UserError, match=f"{next(iter(option))} goes with instances only"):
+            predict_files(run, image, out, **option)
+    with pytest.raises(ValueError, match="instances: grow: expected gaps, everywhere or None"):
+        predict_files(run, image, out, instances=True, grow="up")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a\.tif would be predicted by bands.* whole label map"):
+        predict_files(run, image, tmp_path / "a.zarr", instances=True)
+    monkeypatch.setattr(files_module, "_LARGE", 0)
+    with pytest.raises(UserError, match=r"a\.tif would be predicted by bands.* whole label map"):
+        predict_files(run, image, out, instances=True)
+    assert not out.exists()
+
+
+def test_resuming_notices_other_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    images = grey(tmp_path / "images" / "a.png", 20, 30).parent
+    grey(images / "b.png", 20, 30)
+    write, left = files_module.write_labels, iter(range(1))
+
+    def interrupted(*arguments: Any, **more: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*arguments, **more)
+
+    monkeypatch.setattr(files_module, "write_labels", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(run, images, out, instances=True)
+    monkeypatch.setattr(files_module, "write_labels", write)
+    for options in ({}, {"instances": True, "smallest": 5}, {"instances": True, "grow": "gaps"}):
+        with pytest.raises(UserError, match="instances: was"):
+            predict_files(run, images, out, resume=True, **options)  # type: ignore[arg-type]
+    assert len(predict_files(run, images, out, resume=True, instances=True)) == 2
 
 
 def test_overwrite(tmp_path: Path) -> None:

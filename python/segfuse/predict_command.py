@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import UserError
+from .objects import REACH
 from .terminal import Device, Overwrite, Threads, auto, fail, option, say
 
 __all__ = ["predict"]
@@ -67,6 +68,26 @@ def predict(
     probabilities: Annotated[
         bool, option("Data", "--probabilities", help="Write those of each class, as TIFF, too.")
     ] = False,
+    instances: Annotated[
+        bool,
+        option(
+            "Objects",
+            "--instances",
+            help="Write ids of the foreground's objects; not of images of 256 MiB and more or "
+            "zarr, which are never in memory as a whole.",
+        ),
+    ] = False,
+    smallest: Annotated[int, option("Objects", help="Drop objects of fewer pixels.", min=1)] = 1,
+    grow: Annotated[
+        Literal["gaps", "everywhere"] | None,
+        auto(
+            "Objects",
+            "gaps closes those between objects that touch, which a training may open; everywhere "
+            "takes all background around.",
+            "none",
+        ),
+    ] = None,
+    reach: Annotated[float, option("Objects", help="With --grow: pixels.")] = REACH,
     resume: Annotated[
         bool, option("Data", "--resume", help="Go on with what was interrupted.")
     ] = False,
@@ -133,7 +154,7 @@ def predict(
     default where memory asks for it. What was interrupted goes on with --resume.
     """
     from .data.pairs import number
-    from .prediction_files import megapixels, prepare
+    from .prediction_files import Objects, megapixels, prepare
     from .tiling.options import Asked
 
     with _told():
@@ -153,6 +174,7 @@ def predict(
             asked=asked,
             scores=scores,
             probabilities=probabilities,
+            objects=Objects.of(instances=instances, smallest=smallest, grow=grow, reach=reach),
             overwrite=overwrite,
             resume=resume,
             device=device,
@@ -183,7 +205,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        refused = re.match(r"predict: (\w+): (.*)", str(error), re.DOTALL)
+        refused = re.match(r"(?:predict|instances): (\w+): (.*)", str(error), re.DOTALL)
         if isinstance(error, UserError) or refused is None:
             raise
         name, why = refused.groups()

@@ -33,6 +33,8 @@ from .data.pairs import _natural, find_images, number
 from .devices import threads as use_threads
 from .errors import UserError
 from .journal import JOURNAL, Journal, staged, state_of
+from .objects import REACH, Grow
+from .objects import instances as find_instances
 from .run import Run
 from .tiling.job import Job, Result, Work
 from .tiling.options import Asked
@@ -44,6 +46,8 @@ __all__ = ["Prediction", "predict_files", "prepare"]
 
 _LARGE = 2**28  # bytes of decoded pixels from which on a file is read and written by bands
 _LARGE_SCORES = 2**30  # or of scores that are to be written
+_TWO = 2  # classes
+_MOST_SHORT = 2**16 - 1  # objects that uint16 numbers
 _TIFF, _ZARR = (".tif", ".tiff"), ".zarr"
 
 
@@ -54,6 +58,10 @@ def predict_files(
     *,
     scores: bool = False,
     probabilities: bool = False,
+    instances: bool = False,
+    smallest: int = 1,
+    grow: Grow | None = None,
+    reach: float = REACH,
     tile: int | Sequence[int] | Literal["auto"] = "auto",
     memory: int | str | None = None,
     batch: int | Literal["auto"] = "auto",
@@ -88,6 +96,14 @@ def predict_files(
             the labels are.
         probabilities: likewise ``<name>_probabilities.tif``, the softmax of the scores. All results
             come of one pass, but with `blend` or `augment`, whose scores are averaged another way.
+        instances: of a run of two classes, write the ids of the foreground's objects, page by page,
+            as `segfuse.instances` finds them with all holes filled: uint16, from 65,536 objects on
+            uint32, which a PNG does not hold. Not of images that are predicted by bands, as the
+            components of an image are known when all of it is.
+        smallest: with `instances`: objects of fewer pixels are dropped.
+        grow: with `instances`: "gaps" gives the background between two objects to them, which a
+            training with separated contacts leaves; "everywhere" all around them.
+        reach: with `grow`: pixels.
         tile: the network's input size, as of `segfuse.predict`.
         memory: bytes for the network and the bands, likewise.
         batch: tiles that are computed together.
@@ -132,6 +148,7 @@ def predict_files(
         ),
         scores=scores,
         probabilities=probabilities,
+        objects=Objects.of(instances=instances, smallest=smallest, grow=grow, reach=reach),
         overwrite=overwrite,
         resume=resume,
         device=device,
@@ -139,6 +156,50 @@ def predict_files(
         threads=threads,
     )
     return prediction.run(progress=progress)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """How objects are made of a class map: the arguments of `segfuse.instances`."""
+
+    smallest: int
+    grow: Grow | None
+    reach: float
+
+    @classmethod
+    def of(
+        cls, *, instances: bool, smallest: int, grow: Grow | None, reach: float
+    ) -> Objects | None:
+        """Check the options of `predict_files`; None without instances.
+
+        Raises:
+            UserError: options that need `instances`.
+            ValueError, TypeError: as `segfuse.instances`.
+        """
+        if not instances:
+            for name, given in [
+                ("smallest", smallest != 1),
+                ("grow", grow),
+                ("reach", reach != REACH),
+            ]:
+                if given:
+                    raise UserError(f"{name} goes with instances only")
+            return None
+        if grow is None and reach != REACH:
+            raise UserError("reach goes with grow only")
+        find_instances(np.zeros((1, 1), np.uint8), smallest=smallest, grow=grow, reach=reach)
+        return cls(smallest, grow, reach)
+
+    def write(self, path: Path, labels: NDArray[Any]) -> None:
+        """Write the ids of the objects of pages (P, H, W), 0 being background."""
+        pages = np.stack([find_instances(page, **asdict(self)) for page in labels])
+        most = int(pages.max())
+        if most > _MOST_SHORT and path.suffix.lower() == ".png":
+            raise UserError(
+                f"{path}: {most:,} objects, where a PNG holds {_MOST_SHORT:,}: drop small ones "
+                "(smallest), or write the image's labels to a .tif"
+            )
+        write_labels(path, pages.astype(np.uint16) if most <= _MOST_SHORT else pages)
 
 
 @dataclass(frozen=True)
@@ -174,6 +235,7 @@ def prepare(
     asked: Asked,
     scores: bool = False,
     probabilities: bool = False,
+    objects: Objects | None = None,
     overwrite: bool = False,
     resume: bool = False,
     device: str = "auto",
@@ -187,6 +249,11 @@ def prepare(
     """
     run = Run.open(run) if isinstance(run, (str, Path)) else run
     output = Path(output)
+    if objects is not None and run.coding.classes != _TWO:
+        raise UserError(
+            f"{run.path} tells {run.coding.classes} classes apart: expected 2 for instances, "
+            "background and foreground"
+        )
     kinds = ["labels", *["scores"] * scores, *["probabilities"] * probabilities]
     with use_threads(threads):
         job = Job.of(run, asked, device, precision)
@@ -197,7 +264,13 @@ def prepare(
         if single and len(paths) > 1:
             raise UserError(f"{output} is to hold {len(paths)} images: name a folder")
         files = [_described(path, run, output, kinds, single=single) for path in paths]
-        if any(file.streamed for file in files):
+        streamed = [file.path for file in files if file.streamed]
+        if streamed and objects is not None:
+            raise UserError(
+                f"{streamed[0]} would be predicted by bands, as images of 256 MiB and more and "
+                "zarr are: instances need the whole label map in memory"
+            )
+        if streamed:
             zarr_module("a large image")
         hidden = f".{output.name}.{JOURNAL}" if single else f".{JOURNAL}"
         journal = Journal(
@@ -207,13 +280,14 @@ def prepare(
                 "precision": job.precision,
                 "device": job.device.type,
                 "results": kinds,
+                "instances": objects and asdict(objects),
                 **_plain({k: v for k, v in asdict(asked).items() if k not in {"output", "batch"}}),
             },
         )
         _check_names(files)
         journal.open(files, resume=resume, overwrite=overwrite)
         prediction = Prediction(
-            run, job, files=files, kinds=kinds, journal=journal, threads=threads
+            run, job, files=files, kinds=kinds, objects=objects, journal=journal, threads=threads
         )
         prediction.plan()
     return prediction
@@ -236,9 +310,11 @@ class Prediction:
         *,
         files: Sequence[_File],
         kinds: Sequence[str],
+        objects: Objects | None,
         journal: Journal,
         threads: int | None,
     ) -> None:
+        self._objects = objects
         self.files, self.journal = files, journal
         self.pixels, self.seconds = 0, 0.0
         self._run, self._threads, self._job = run, threads, job
@@ -342,7 +418,9 @@ class Prediction:
             for kind in kinds:
                 turn = self._turn(kind, output)
                 values = np.stack([turn(page) for page in computed])
-                if kind == "labels":
+                if kind == "labels" and self._objects is not None:
+                    self._objects.write(file.results[kind], values)
+                elif kind == "labels":
                     palette = self._run.coding.palette
                     write_labels(file.results[kind], values, palette=palette)
                 else:

@@ -14,6 +14,7 @@ import torch
 
 from segfuse import demo
 from segfuse.errors import UserError
+from segfuse.metrics import detection_scores, overlaps, panoptic_quality
 from segfuse.models import UNet
 from segfuse.prediction import predict
 
@@ -23,6 +24,7 @@ for package in demo.PACKAGES:
 
 import tifffile  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
+from scipy import ndimage  # noqa: E402
 
 from segfuse import report  # noqa: E402
 
@@ -51,9 +53,9 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scores(result: demo.Result) -> None:
-    truth = demo._load()[1][demo.HELD_OUT]
+    truth = demo._load()[1][demo.HELD_OUT] > 0
     assert result.steps == 1
-    assert result.background == demo.Score(accuracy=1 - truth.mean(), iu=0)
+    assert result.background == demo.Score(1 - truth.mean(), 0, 0, 0)
     assert result.otsu.iu == pytest.approx(0.767, abs=1e-3)
     assert result.otsu.accuracy == pytest.approx(0.954, abs=1e-3)
     mask = tifffile.imread(result.prediction)
@@ -62,9 +64,23 @@ def test_scores(result: demo.Result) -> None:
     assert result.unet.accuracy == np.mean((mask == 255) == truth)
 
 
+def test_instances(result: demo.Result) -> None:
+    mask, found = tifffile.imread(result.prediction), tifffile.imread(result.instances)
+    assert found.dtype == np.uint16
+    sizes = np.bincount(found.ravel())[1:]
+    assert (sizes >= demo.SMALLEST).all()
+    table = overlaps(found, demo._load()[1][demo.HELD_OUT])
+    assert result.unet.average_precision == detection_scores(table).average_precision
+    assert result.unet.panoptic_quality == panoptic_quality(table).pq
+    kept = ndimage.label(mask)[0][(mask != 0) & (found == 0)]  # of specks alone
+    assert (np.bincount(ndimage.label(mask)[0].ravel())[np.unique(kept)] < demo.SMALLEST).all()
+    assert result.otsu.average_precision > 0.4
+
+
 def test_score() -> None:
-    prediction, truth = np.array([1, 1, 0, 0, 0]) == 1, np.array([1, 0, 1, 0, 0]) == 1
-    assert demo._score(prediction, truth) == demo.Score(accuracy=3 / 5, iu=1 / 3)
+    prediction, ids = np.array([[1, 1, 0, 0, 0]]), np.array([[7, 0, 9, 0, 0]])
+    score = demo._score(prediction == 1, prediction, ids)
+    assert score == demo.Score(3 / 5, 1 / 3, average_precision=1 / 2, panoptic_quality=0)
 
 
 def test_parts_share_no_pixel() -> None:
@@ -145,6 +161,16 @@ def test_error_overlay() -> None:
     assert (hit == 0.5).all()
     assert positive[0] > positive[2]  # orange
     assert negative[2] > negative[0]  # blue
+
+
+def test_object_overlay() -> None:
+    grey = np.full((1, 5), 0.5, np.float32)
+    picture = report.object_overlay(grey, np.array([[0, 1, 1, 2, 60000]]))[0]
+    assert (picture[0] == 0.5).all()
+    assert np.array_equal(picture[1], picture[2])
+    assert len(np.unique(picture[1:], axis=0)) == 3
+    assert picture.min() >= 0
+    assert picture.max() <= 1
 
 
 def test_directory(tmp_path: Path) -> None:

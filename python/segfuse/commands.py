@@ -116,7 +116,7 @@ def info() -> None:
 def demo(
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the three files.")
+        Path, typer.Option("--output", "-o", help="Folder for the four files.")
     ] = Path("segfuse-demo"),
     seed: Annotated[
         int, typer.Option(callback=check_seed, help="Of weights, patches and dropout.")
@@ -145,7 +145,8 @@ def demo(
 
     The image, of fluorescent cell nuclei, comes with the stardist package. Needs
     pip install 'segfuse[demo]' and about a minute on two CPU cores. Writes a picture of the
-    outcome (overlay.png), the predicted mask (prediction.tif) and the weights (weights.pt).
+    outcome (overlay.png), the predicted mask (prediction.tif), the nuclei in it by their ids
+    (instances.tif) and the weights (weights.pt).
     """
     if time > DAY:
         raise typer.BadParameter(f"expected a day at most, got {time:.0f} s", param_hint="--time")
@@ -169,8 +170,17 @@ def demo(
         ("all background", result.background),
     ]
     tabulate(
-        ((name, f"{score.accuracy:.3f}", f"{score.iu:.3f}") for name, score in scores),
-        ("right half of the image, held out", "pixel accuracy", "foreground IU"),
+        (
+            (
+                name,
+                f"{score.accuracy:.3f}",
+                f"{score.iu:.3f}",
+                f"{score.average_precision:.3f}",
+                f"{score.panoptic_quality:.3f}",
+            )
+            for name, score in scores
+        ),
+        ("right half of the image, held out", "pixel accuracy", "foreground IU", "AP 0.5", "PQ"),
     )
     if result.steps < steps:
         say(
@@ -179,4 +189,5 @@ def demo(
             "too, fewer --threads may be faster."
         )
     say(f"{result.steps} training steps, {result.seconds:.0f} s in all. Written:")
-    say(*(f"  {path}" for path in (result.overlay, result.prediction, result.weights)))
+    written = (result.overlay, result.prediction, result.instances, result.weights)
+    say(*(f"  {path}" for path in written))

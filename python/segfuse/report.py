@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -105,6 +105,25 @@ def error_overlay(
     return picture
 
 
+def object_overlay(grey: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.float32]:
+    """Tint each object of a grey image in a hue of its own; neighbouring ids are far apart.
+
+    Args:
+        grey: (H, W) in 0 to 1.
+        labels: (H, W) ids, 0 = background.
+
+    Returns:
+        (H, W, 3), red, green and blue in 0 to 1.
+    """
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    inside = labels != 0
+    ids = labels[inside].astype(np.float64)
+    hues = np.mod(ids * (math.sqrt(5) - 1) / 2, 1)  # the golden ratio spreads them
+    brightness = 0.45 + 0.55 * grey[inside]
+    picture[inside] = hsv_to_rgb(np.stack([hues, np.full_like(hues, 0.7), brightness], -1))
+    return picture
+
+
 def comparison(
     image: NDArray[Any],
     held_out: tuple[slice, slice],
@@ -112,6 +131,7 @@ def comparison(
     predictions: Mapping[str, NDArray[np.bool_]],
     *,
     title: str,
+    objects: tuple[str, NDArray[Any]] | None = None,
 ) -> Figure:
     """Draw an image, its held-out part with outlines, and there each prediction's errors.
 
@@ -121,10 +141,13 @@ def comparison(
         truth: of the held-out part's size, True in the foreground.
         predictions: panel titles and masks of truth's size; the first is outlined beside truth.
         title: of the whole figure.
+        objects: panel title and ids of truth's size, 0 = background, to be coloured one by one.
     """
     grey = visible(image)
     part = grey[held_out]
-    figure, (whole, outlined, *wrong) = _row([grey.shape, *[part.shape] * (1 + len(predictions))])
+    figure, (whole, outlined, *wrong) = _row(
+        [grey.shape, *[part.shape] * (1 + len(predictions) + (objects is not None))]
+    )
 
     _show(whole, grey, "whole image; dashed: the held-out part")
     rows, columns = held_out
@@ -137,6 +160,8 @@ def comparison(
     _outline(outlined, truth, TRUTH, 2.0)
     _outline(outlined, next(iter(predictions.values())), PREDICTION, 0.8)
 
+    if objects is not None:
+        _show(wrong.pop(0), object_overlay(part, objects[1]), objects[0])
     for axes, (name, prediction) in zip(wrong, predictions.items(), strict=True):
         _show(axes, error_overlay(part, truth, prediction), name)
 

@@ -101,6 +101,9 @@ def test_ignored_pixels_do_not_count() -> None:
     assert found.panoptic.pq == 1
     with pytest.raises(UserError, match="prediction 0: id -1"):
         evaluate_instances([true], [predicted])
+    huge = predicted.astype(np.uint64) + np.uint64(2**63)
+    with pytest.raises(UserError, match="labels 0: id 9223372036854775815: expected ids below"):
+        evaluate_instances([predicted], [huge - np.uint64(predicted.max() - 7)])
 
 
 def test_nothing_to_find() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["InstanceEvaluation", "InstanceFileScore", "PredictionKind", "evaluate_instances"]
 
 PredictionKind = Literal["auto", "binary", "instances"]
+_MOST = 2**63 - 1  # an id, as ids are kept in int64
 _SHOWN = (0.5, 0.75, 0.9)  # thresholds in the table
 
 
@@ -253,7 +254,12 @@ def _ids(pages: Iterable[Page], ignore: int | None) -> tuple[set[int], set[int],
 
 
 def _check_ids(ids: NDArray[Any], source: str) -> None:
-    if ids.size and ids.dtype.kind == "i" and ids.min() < 0:
+    if not ids.size:
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0:
         raise UserError(
-            f"{source}: id {ids.min()}: expected 0 or above; set the id to ignore, if it is that"
+            f"{source}: id {least}: expected 0 or above; set the id to ignore, if it is that"
         )
+    if most > _MOST:
+        raise UserError(f"{source}: id {most}: expected ids below 2^63")

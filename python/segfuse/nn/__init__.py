@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .losses import WeightedCrossEntropy
+from .touching import TouchingCrossEntropy
 
-__all__ = ["WeightedCrossEntropy"]
+__all__ = ["TouchingCrossEntropy", "WeightedCrossEntropy"]

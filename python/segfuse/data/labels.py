@@ -49,6 +49,7 @@ class LabelCoding:
     palette: tuple[int, ...] | None = None
 
     VOID: ClassVar[int] = 255
+    NO_INSTANCE: ClassVar[int] = -1  # what void is among ids of instances
 
     def __post_init__(self) -> None:
         if self.kind == "classes" and self.ignore is None:
@@ -90,6 +91,20 @@ class LabelCoding:
         if self.ignore is not None:
             target[labels == self.ignore] = self.VOID
         return target
+
+    def instances(self, labels: NDArray[Any]) -> NDArray[np.int32]:
+        """Turn ids of a file, of any shape and integer dtype, into ids of instances.
+
+        Returns:
+            0 for the background, -1 for void, and numbers from 1 on, in the order of the ids.
+        """
+        found, index = np.unique(labels, return_inverse=True)
+        nothing = found == 0
+        void = np.zeros_like(nothing) if self.ignore is None else found == self.ignore
+        numbers = np.cumsum(~(nothing | void), dtype=np.int32)
+        numbers[nothing] = 0
+        numbers[void] = self.NO_INSTANCE
+        return numbers[index].reshape(labels.shape)
 
     def misfits(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Where ids, of any shape, are no class and not void."""

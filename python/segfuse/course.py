@@ -89,14 +89,14 @@ class Validation:
     def __call__(self, model: nn.Module) -> Scores:
         """Return the figures over all pictures together."""
         matrix = ConfusionMatrix(self.classes)
-        for image, target, _ in self.pictures:
-            labels = self._predict(model, image)
-            matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(target)[None])
+        for picture in self.pictures:
+            labels = self._predict(model, picture.image)
+            matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(picture.target)[None])
         return matrix.scores()
 
     def cost(self, model: nn.Module) -> float:
         """Measure the seconds that a pixel takes."""
-        image = self.pictures[0][0][:, :PROBE, :PROBE]
+        image = self.pictures[0].image[:, :PROBE, :PROBE]
         self._predict(model, image)  # the first call of a shape is slower
         began = time.perf_counter()
         self._predict(model, image)
@@ -111,8 +111,9 @@ class Validation:
         self.pictures = [self.pictures[i] for i in chosen]
         if count == 1:
             side = max(PROBE, math.isqrt(int(pixels)))
-            ((image, target, name),) = self.pictures
-            self.pictures = [Picture(image[:, :side, :side], target[:side, :side], name)]
+            (whole,) = self.pictures
+            image, target = whole.image[:, :side, :side], whole.target[:side, :side]
+            self.pictures = [Picture(image, target, whole.name)]
         self.pixels = sum(picture.target.size for picture in self.pictures)
 
     def _predict(self, model: nn.Module, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

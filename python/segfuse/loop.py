@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .course import Course
+from .data.augment import Deform
 from .devices import channels_last
 from .files import whole
 from .run import check_shapes, lay_out, load_state, model_state
@@ -40,26 +41,37 @@ class Segmentation(lightning.LightningModule):
 
     Args:
         model: maps images (N, C, *S) to logits (N, classes, *S').
-        loss: maps logits (N, classes, *S') float32 and target to a scalar.
+        loss: maps logits (N, classes, *S') float32 and labels to a scalar.
         solver: makes the optimizer.
         rate: the highest learning rate.
+        deform: what is done to a batch first.
 
     Batches:
-        (image, target): what the model takes, and class ids (N, *S') uint8, 255 where a pixel does
-        not count.
+        (image, labels): what the model takes, and what the loss does, such as class ids (N, *S')
+        uint8, 255 where a pixel does not count; but before `deform`.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, solver: Solver, rate: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        solver: Solver,
+        rate: float,
+        deform: Deform | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.solver = solver
         self.rate = rate
+        self.deform = deform
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Compute the batch's mean loss."""
-        image, target = batch
-        loss: Tensor = self.loss(self.model(channels_last(image)).float(), target)
+        image, labels = batch
+        if self.deform is not None:
+            image, labels = self.deform(image, labels, self.global_step)
+        loss: Tensor = self.loss(self.model(channels_last(image)).float(), labels)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -78,13 +90,14 @@ def learn(
     device: torch.device,
     precision: str = "32",
     workers: int = 0,
+    deform: Deform | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> int:
     """Train `model` in place until the course's budget is spent.
 
-    On the CPU the result is a function of the arguments, the seeds in `patches` and `course`, and
-    the number of threads, if the budget is one of steps; on a GPU too, as far as torch's kernels
+    On the CPU the result is a function of the arguments, the seeds in them, and the number of
+    threads, if the budget is one of steps; on a GPU too, as far as torch's kernels
     are deterministic. torch's generators are left as they were.
 
     Args:
@@ -97,6 +110,7 @@ def learn(
         device: to train on.
         precision: "32", "bf16" or "16" (CUDA only).
         workers: processes that cut patches; 0: this one does.
+        deform: what is done to a step's batch, on `device`; `patches` are wide then.
         checkpoint: of an earlier process that had the same arguments, to go on from.
         progress: show a bar; needs rich.
 
@@ -130,7 +144,7 @@ def learn(
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        module = Segmentation(lay_out(model, device), loss, solver, course.rate)
+        module = Segmentation(lay_out(model, device), loss, solver, course.rate, deform)
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except (RuntimeError, SIGTERMException):  # the former of a worker that SIGTERM ended too

@@ -13,14 +13,23 @@ from . import models
 from .data.patches import Picture
 from .devices import check_precision, choose
 from .errors import UserError
-from .solvers import SOLVERS, defaults
+from .solvers import ELASTIC, SOLVERS, defaults
 
-__all__ = ["NETWORK", "Options", "fill", "fit_together"]
+__all__ = ["NETWORK", "OBJECTIVES", "Options", "check_objective", "fill", "fit_together"]
 
+OBJECTIVES = ("classes", "touching")
 NETWORK = ("base", "depth", "padding", "norm", "dropout", "up")  # options of the network
-_FILLED = ("batch", "patch", "learning_rate", "gain", "shift")
+_FILLED = ("batch", "patch", "learning_rate", "gain", "shift", "deform")
+_GIVEN = ("solver", "objective", "rotate", "scale", "seed", "patience")
 _BUDGET = ("steps", "epochs", "time")
-_FRACTIONS = ("learning_rate", "epochs", "time")  # the other numbers are integers
+_FRACTIONS = (
+    "learning_rate",
+    "epochs",
+    "time",
+    "deform",
+    "rotate",
+    "scale",
+)  # the other numbers are integers
 _YEAR = 366 * 86400.0
 
 
@@ -47,6 +56,10 @@ class Options:
     epochs: float | None = None
     time: float | None = None
     patience: int | None = None
+    objective: str = "classes"
+    deform: float = 0.0
+    rotate: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low, high in [
@@ -60,6 +73,9 @@ class Options:
             ("epochs", 1e-6, 1e9),
             ("time", 1e-3, _YEAR),
             ("patience", 1, 2**31),
+            ("deform", 0, 1e4),
+            ("rotate", 0, 180),
+            ("scale", 1, 16),
         ]:
             value = getattr(self, name)
             if value is None:
@@ -72,6 +88,29 @@ class Options:
                 raise UserError(f"{name}: expected {low} to {high}, got {value}")
         if self.solver not in SOLVERS:
             raise UserError(f"solver: expected one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.objective not in OBJECTIVES:
+            expected = " or ".join(OBJECTIVES)
+            raise UserError(f"objective: expected {expected}, got {self.objective!r}")
+
+    @property
+    def deforms(self) -> bool:
+        """Whether patches are deformed, turned by other than right angles, or scaled."""
+        return self.deform > 0 or self.rotate > 0 or self.scale > 1
+
+
+def check_objective(objective: str, kind: str, source: object) -> None:
+    """See that labels of a kind, of `source`, are what an objective learns from.
+
+    Raises:
+        UserError: they are not.
+    """
+    if objective == "touching" and kind != "instances":
+        raise UserError(
+            f"{source}: objective touching needs to know which pixels are of one cell, and these "
+            f"labels were read as {kind}: if their numbers are those of cells, say that the kind "
+            "is instances; masks of cells that do not touch can be numbered by "
+            "skimage.measure.label; else take objective classes"
+        )
 
 
 def fill(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
@@ -87,6 +126,9 @@ def fill(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
     filled = {
         name: row[name] if given.get(name) is None else given[name] for name in NETWORK + _FILLED
     }
+    if given["objective"] == "touching" and given["deform"] is None:
+        # On two seeds of 250 steps the IU of held out nuclei is 0.846 and 0.873, else 0.837, 0.865.
+        filled["deform"] = ELASTIC
     network = {name: filled.pop(name) for name in NETWORK}
     if network["norm"] == "none":
         network["norm"] = None
@@ -99,7 +141,7 @@ def fill(given: dict[str, Any]) -> tuple[dict[str, Any], Options]:
     return network, Options(
         **filled,
         **budget,
-        **{name: given[name] for name in ("solver", "seed", "patience")},
+        **{name: given[name] for name in _GIVEN},
         precision=precision,
         device=str(device),
         threads=torch.get_num_threads() if threads is None else threads,

@@ -20,8 +20,20 @@ from .errors import UserError
 __all__ = ["as_dict", "as_pair", "checksum", "read"]
 
 
-def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisation) -> list[Picture]:
+def read(
+    pairs: Sequence[Pair],
+    coding: LabelCoding,
+    normalisation: Normalisation,
+    *,
+    instances: bool = False,
+) -> list[Picture]:
     """Read, normalise and encode; each file once, as the pages of one follow each other.
+
+    Args:
+        pairs: what to read.
+        coding: of the labels.
+        normalisation: of the images.
+        instances: keep the ids of instances too.
 
     Raises:
         UserError: a file that cannot be read; labels that are not of the coding or the image's
@@ -36,15 +48,16 @@ def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisatio
                 f"{pair.labels}: expected labels of the image's {image.shape[1]} x "
                 f"{image.shape[2]} pixels, got {labels.shape[0]} x {labels.shape[1]}"
             )
-        if pictures and len(image) != len(pictures[0][0]):
+        if pictures and len(image) != len(pictures[0].image):
             raise UserError(
-                f"{pair.image}: expected {len(pictures[0][0])} channels, as {pairs[0].image} has, "
-                f"got {len(image)}"
+                f"{pair.image}: expected {len(pictures[0].image)} channels, as {pairs[0].image} "
+                f"has, got {len(image)}"
             )
         rows = slice(*(pair.rows or (None,)))
         target = coding.encode(labels, str(pair.labels))[rows]
+        ids = coding.instances(labels[rows]) if instances else None
         try:
-            pictures.append(Picture(normalisation(image[:, rows]), target, pair.name))
+            pictures.append(Picture(normalisation(image[:, rows]), target, pair.name, ids))
         except ValueError as error:
             raise UserError(f"{pair.image}: {error}") from error
     return pictures
@@ -53,8 +66,10 @@ def read(pairs: Sequence[Pair], coding: LabelCoding, normalisation: Normalisatio
 def checksum(pictures: Iterable[Picture]) -> str:
     """Return a number that changes with the pictures: 8 hexadecimal digits."""
     number = 0
-    for array in (array for picture in pictures for array in picture[:2]):
-        number = zlib.crc32(np.ascontiguousarray(array).data, number)
+    for picture in pictures:
+        for array in (picture.image, picture.target, picture.ids):
+            if array is not None:
+                number = zlib.crc32(np.ascontiguousarray(array).data, number)
     return f"{number:08x}"
 
 

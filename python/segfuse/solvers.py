@@ -21,6 +21,7 @@ from torch import nn
 
 __all__ = ["DEFAULTS", "SOLVERS", "Solver", "defaults"]
 
+ELASTIC = 10.0  # pixels, the paper's standard deviation of displacements (section 3.1)
 _WARM_UP = 0.05
 
 
@@ -60,7 +61,8 @@ SOLVERS = {
 
 # What `training.fit` takes where its caller says nothing, by solver and kind of device: options of
 # the network; patch, pixels a side that a patch labels; batch, patches a step; learning_rate, the
-# highest; gain and shift of `data.patches.Patches`; steps, where no budget is given at all.
+# highest; gain and shift of `data.patches.Patches`; deform, std of `data.augment.Deform`; steps,
+# where no budget is given at all.
 _MODERN = {
     "padding": "same",
     "norm": "batch",
@@ -68,6 +70,7 @@ _MODERN = {
     "up": "deconv",
     "gain": 0.2,
     "shift": 0.1,
+    "deform": 0.0,
 }
 _PAPER = {
     "base": 64,
@@ -81,6 +84,7 @@ _PAPER = {
     "learning_rate": 1e-3,
     "gain": 0.2,
     "shift": 0.1,
+    "deform": ELASTIC,
 }
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("modern", "cpu"): {

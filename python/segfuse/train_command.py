@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import UserError
-from .solvers import DEFAULTS, SOLVERS
+from .solvers import DEFAULTS, ELASTIC, SOLVERS
 from .terminal import (
     Classes,
     ClassNames,
@@ -37,11 +37,16 @@ def _by_solver(name: str) -> str:
     """Tell the defaults of an option."""
     told = []
     for solver in SOLVERS:
-        cpu, gpu = (DEFAULTS[solver, device][name] for device in ("cpu", "cuda"))
-        on_gpu = "" if gpu == cpu else f", on a GPU {gpu}"
-        told.append(f"{cpu or 'none'}{on_gpu}")
+        cpu, gpu = (_shown(DEFAULTS[solver, device][name]) for device in ("cpu", "cuda"))
+        told.append(cpu if gpu == cpu else f"{cpu}, on a GPU {gpu}")
     first, *others = dict.fromkeys(told)
     return f"{first}; unet-paper {others[0]}" if others else first
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def train(
@@ -107,6 +112,14 @@ def train(
         Literal["modern", "unet-paper"],
         option("Training", help="AdamW with a cosine, or SGD as published."),
     ] = "modern",
+    objective: Annotated[
+        Literal["classes", "touching"],
+        option(
+            "Training",
+            help="Each pixel's class; or, of labels that are instances, U-Net's target that keeps "
+            "touching cells apart: gaps between them, weighted.",
+        ),
+    ] = "classes",
     steps: Annotated[
         int | None,
         auto(
@@ -142,6 +155,29 @@ def train(
     learning_rate: Annotated[
         float | None, auto("Training", "The highest.", _by_solver("learning_rate"))
     ] = None,
+    deform: Annotated[
+        float | None,
+        auto(
+            "Training",
+            "Elastic deformation: standard deviation in pixels of random displacements on a 3 x 3 "
+            "grid a patch; 0 is off.",
+            f"{_by_solver('deform')}, objective touching {ELASTIC:g}",
+            min=0,
+        ),
+    ] = None,
+    rotate: Annotated[
+        float,
+        option(
+            "Training",
+            min=0,
+            max=180,
+            help="Turn patches by up to so many degrees, besides right angles and flips.",
+        ),
+    ] = 0.0,
+    scale: Annotated[
+        float,
+        option("Training", min=1, max=16, help="Scale patches by up to this factor, up and down."),
+    ] = 1.0,
     seed: Annotated[
         int, option("Training", callback=check_seed, help="Of all that is drawn at random.")
     ] = 0,
@@ -232,11 +268,27 @@ def _plan(given: dict[str, Any]) -> list[str]:
         if number
     ]
     lines.append(
-        f"training: {options.solver}, {' or '.join(limits)}, {options.batch} patches a step, "
+        f"training: {options.solver}, {' or '.join(limits)}, "
+        f"{options.batch} patches a step{_besides(options)}, "
         f"learning rate {options.learning_rate:g}, precision {options.precision}, "
         f"on {options.device}, {options.threads} threads"
     )
     return lines
+
+
+def _besides(options: Any) -> str:
+    """Say what else is done to patches, and learnt from them, if anything is."""
+    told = [
+        text
+        for text, is_so in [
+            (f"deformed by {options.deform:g} pixels", options.deform > 0),
+            (f"turned by up to {options.rotate:g} degrees", options.rotate > 0),
+            (f"scaled by up to {options.scale:g}", options.scale > 1),
+            (f"objective {options.objective}", options.objective != "classes"),
+        ]
+        if is_so
+    ]
+    return "".join(f", {text}" for text in told)
 
 
 def _outcome(run: Any) -> list[str]:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import pictures
 from . import run as folder
 from .course import Budget, Course, Validation
-from .data.labels import detect
+from .data.augment import Deform
+from .data.labels import LabelCoding, detect
 from .data.normalise import Method, Normalisation
 from .data.pairs import number, pair
 from .data.pairs import split as split_pairs
@@ -28,8 +30,9 @@ from .devices import threads as use_threads
 from .errors import UserError
 from .files import whole
 from .loop import learn
-from .nn import WeightedCrossEntropy
-from .options import Options, fill, fit_together
+from .nn import TouchingCrossEntropy, WeightedCrossEntropy
+from .ops import separate_touching
+from .options import Options, check_objective, fill, fit_together
 from .prediction import predict
 from .run import Run
 from .solvers import SOLVERS
@@ -48,12 +51,16 @@ def fit(
     *,
     model: str = "unet",
     solver: str = "modern",
+    objective: str = "classes",
     steps: int | None = None,
     epochs: float | None = None,
     time: float | None = None,
     batch: int | None = None,
     patch: int | None = None,
     learning_rate: float | None = None,
+    deform: float | None = None,
+    rotate: float = 0.0,
+    scale: float = 1.0,
     validation: float = 0.2,
     split: str | Path = "file",
     kind: str = "auto",
@@ -93,12 +100,20 @@ def fit(
         output: the run folder, made if missing; see `segfuse.run`.
         model: a name of `models.MODELS`.
         solver: "modern" or "unet-paper", a name of `solvers.SOLVERS`.
+        objective: "classes" learns each pixel's class; "touching", from labels that are instances,
+            the paper's target of cells with gaps between those that touch, where gaps weigh most
+            (`nn.TouchingCrossEntropy`); validation compares with plain cells.
         steps: to take.
         epochs: passes over the training pictures, counted in pixels, void too.
         time: seconds from the call on, with reading, validations and drawing.
         batch: patches a step.
         patch: pixels a side that a patch labels, of those that fit the network.
         learning_rate: the highest.
+        deform: standard deviation in pixels of the displacements of a 3 x 3 grid by which a patch,
+            margins included, is deformed; 0: not; a twelfth of its side at most, or it may fold
+            (`data.augment.Deform`). None: 10 for "unet-paper" and for "touching", else 0.
+        rotate: the largest angle in degrees by which patches are turned, besides right angles.
+        scale: the largest factor by which patches are made larger or smaller, from 1 on.
         validation: fraction of the pictures to hold out; 0 holds out none, and the last weights
             are kept.
         split: "file", "block", or a file that lists the held out (`data.split`).
@@ -130,7 +145,8 @@ def fit(
         SystemExit: SIGTERM came while it trained; the code is 143.
 
     Limits:
-        All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label.
+        All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label, 5 of those
+        to train on for "touching".
     """
     began, output = perf_counter(), Path(output).absolute()
     folder.check_free(output, overwrite=overwrite)
@@ -138,12 +154,16 @@ def fit(
         network, options = fill(
             {
                 "solver": solver,
+                "objective": objective,
                 "steps": steps,
                 "epochs": epochs,
                 "time": time,
                 "batch": batch,
                 "patch": patch,
                 "learning_rate": learning_rate,
+                "deform": deform,
+                "rotate": rotate,
+                "scale": scale,
                 "precision": precision,
                 "device": device,
                 "seed": seed,
@@ -166,10 +186,15 @@ def fit(
         # In natural order, as `inspect` samples them, whatever the split.
         files = list(dict.fromkeys(p.labels for p in pairs if p.labels in used))
         coding = detect(files, kind=kind, classes=classes, ignore=ignore, names=names)
+        check_objective(objective, coding.kind, labels)
         if coding.classes == 1:
             raise UserError(f"{labels}: expected two classes at least, found one")
         normalisation = Normalisation(normalise)
-        sides = [pictures.read(side, coding, normalisation) for side in (train, held_out)]
+        touching = objective == "touching"
+        sides = [
+            pictures.read(train, coding, normalisation, instances=touching),
+            pictures.read(held_out, coding, normalisation),
+        ]
         for side, name in zip(sides, ("train on", "validate with"), strict=True):
             if side and all((picture.target == coding.VOID).all() for picture in side):
                 raise UserError(f"{labels}: the pictures to {name} have no pixel that counts")
@@ -248,12 +273,18 @@ def _read_again(run: Run) -> list[list[Picture]]:
     """Read the pictures that a run was begun with."""
     data = run.config["data"]
     try:
+        touching = run.config["training"].get("objective") == "touching"
         sides = [
-            pictures.read([pictures.as_pair(p) for p in data[side]], run.coding, run.normalisation)
+            pictures.read(
+                [pictures.as_pair(p) for p in data[side]],
+                run.coding,
+                run.normalisation,
+                instances=touching and side == "train",
+            )
             for side in ("train", "validation")
         ]
         checksum = data["checksum"]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise folder.damaged(run.path / folder.CONFIG, error) from error
     if pictures.checksum(chain(*sides)) != checksum:
         raise UserError(f"the images or labels have changed since {run.path} was begun: train anew")
@@ -292,24 +323,39 @@ def _train(
             patience=options.patience,
             began=began,
         )
+        margin, seed = getattr(model, "margin", 0), options.seed
+        deform = None
+        if options.deforms:
+            deform = Deform(
+                std=options.deform,
+                rotation=options.rotate,
+                scale=options.scale,
+                margin=margin,
+                seed=seed,
+            )
+        loss: nn.Module = WeightedCrossEntropy()
+        if options.objective == "touching":
+            loss = TouchingCrossEntropy(class_weight=_balance(train), void=LabelCoding.NO_INSTANCE)
         checkpoint = run.path / folder.LAST
         learn(
             model,
             Patches(
                 train,
                 size=options.patch,
-                margin=getattr(model, "margin", 0),
-                seed=options.seed,
+                margin=margin,
+                seed=seed,
                 gain=options.gain,
                 shift=options.shift,
+                wide=deform is not None,
             ),
-            WeightedCrossEntropy(),
+            loss,
             course,
             batch=options.batch,
             solver=solver,
             device=where,
             precision=options.precision,
             workers=options.workers,
+            deform=deform,
             checkpoint=checkpoint if checkpoint.exists() else None,
             progress=progress,
         )
@@ -325,6 +371,24 @@ def _train(
     return Run.open(run.path)
 
 
+def _balance(pictures: Sequence[Picture]) -> tuple[float, float]:
+    """Weigh background and cells so that both count alike over all pictures together.
+
+    The w_c of Ronneberger, Fischer, Brox 2015, section 3. Of each patch by itself, the few pixels
+    of a cell that its edge cuts would weigh as much as all others.
+    """
+    cells = pixels = 0
+    for picture in pictures:
+        ids = torch.from_numpy(picture.ids)
+        void = ids == LabelCoding.NO_INSTANCE
+        cells += int(separate_touching(ids.masked_fill(void, 0)).count_nonzero())
+        pixels += void.numel() - int(void.count_nonzero())
+    background = pixels - cells
+    if not (background and cells):
+        return 1.0, 1.0
+    return pixels / (2 * background), pixels / (2 * cells)
+
+
 def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
     """Write the figures of a run that has its weights."""
     from .report import curves, overlays
@@ -332,8 +396,8 @@ def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
     with whole(run.path / folder.CURVES) as path:
         curves(run.path / folder.METRICS).savefig(path)
     items = []
-    for image, target, name in shown[:: -(-len(shown) // _DRAWN)]:
-        part = image[:, :_SHOWN, :_SHOWN]
+    for picture in shown[:: -(-len(shown) // _DRAWN)]:
+        part = picture.image[:, :_SHOWN, :_SHOWN]
         labels = np.asarray(
             predict(
                 run.network(device),
@@ -342,7 +406,7 @@ def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
                 progress=False,
             )
         )
-        items.append((name, part, target[:_SHOWN, :_SHOWN], labels))
+        items.append((picture.name, part, picture.target[:_SHOWN, :_SHOWN], labels))
     with whole(run.path / folder.OVERLAYS) as path:
         overlays(items, run.coding.names, palette=run.coding.palette).savefig(path)
 

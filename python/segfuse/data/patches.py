@@ -24,11 +24,13 @@ class Picture(NamedTuple):
         image: (C, H, W), normalised.
         target: (H, W), class ids, 255 where a pixel does not count.
         name: for people.
+        ids: (H, W), of instances, where these are learnt: 0 is the background, -1 does not count.
     """
 
     image: NDArray[np.float32]
     target: NDArray[np.uint8]
     name: str = ""
+    ids: NDArray[np.int32] | None = None
 
 
 class Patches(Dataset[tuple[Tensor, Tensor]]):
@@ -50,10 +52,12 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         seed: a non-negative integer.
         gain: standard deviation of the logarithm of the factor on grey values.
         shift: standard deviation of what is added to grey values.
+        wide: give labels of the image patch's size, for `augment.Deform`, which crops them.
 
     Items:
-        Patch i, for any i >= 0: image (C, size + 2 margin, size + 2 margin) float32, and target
-        (size, size) uint8.
+        Patch i, for any i >= 0: image (C, size + 2 margin, size + 2 margin) float32, and labels
+        (size, size), or of the image's size: class ids uint8 or, where pictures have them, ids of
+        instances int32.
 
     Raises:
         ValueError: an argument out of its range, pictures whose shapes differ from the above, or
@@ -69,6 +73,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         gain: float = 0.2,
         shift: float = 0.1,
+        wide: bool = False,
     ) -> None:
         for name, value, least in [
             ("size", size, 1),
@@ -80,11 +85,14 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             if not value >= least:
                 raise ValueError(f"Patches: {name}: expected at least {least}, got {value}")
         channels = {len(picture.image) for picture in pictures}
-        for image, target, name in pictures:
+        for image, target, name, ids in pictures:
+            if (ids is None) != (pictures[0].ids is None):
+                raise ValueError("Patches: pictures: expected ids of instances in all, or in none")
             if (
                 image.ndim != target.ndim + 1
                 or image.shape[1:] != target.shape
                 or len(channels) > 1
+                or (ids is not None and ids.shape != target.shape)
             ):
                 raise ValueError(
                     "Patches: pictures: expected images (C, H, W) of one C with targets (H, W), "
@@ -101,25 +109,30 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.gain = gain
         self.shift = shift
+        self._reach = margin if wide else 0  # of labels beyond the target patch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if index < 0:
             raise IndexError(index)
         random = np.random.default_rng((self.seed, index))
         for _ in range(_DRAWS):
-            image, target, _ = self._pictures[
+            image, target, _, ids = self._pictures[
                 np.searchsorted(self._shares, random.random(), "right")
             ]
             top, left = (self._start(random, length) for length in target.shape)
-            patch = _cut(target, top, left, self.size)
-            if (patch != _VOID).any():
+            if (_cut(target, top, left, self.size) != _VOID).any():
                 break
         else:
             seen = random.choice(np.flatnonzero(target != _VOID))
             places = zip(np.unravel_index(seen, target.shape), target.shape, strict=True)
             top, left = (self._around(int(place), length) for place, length in places)
-            patch = _cut(target, top, left, self.size)
-        wide = _cut(image, top - self.margin, left - self.margin, self.size + 2 * self.margin)
+        wide, patch = (
+            _cut(array, top - reach, left - reach, self.size + 2 * reach)
+            for array, reach in [
+                (image, self.margin),
+                (target if ids is None else ids, self._reach),
+            ]
+        )
         turns, flip = int(random.integers(4)), random.integers(2)
         wide, patch = np.rot90(wide, turns, (1, 2)), np.rot90(patch, turns)
         if flip:

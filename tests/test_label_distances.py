@@ -104,7 +104,9 @@ def test_weight_map_is_made_of_those_distances(labels: NDArray[np.int64], sigma:
     assert np.abs(got.numpy() - want).max() <= 16 * ULP
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64]
+)
 def test_dtypes_that_the_generated_tests_leave_out(dtype: torch.dtype) -> None:
     labels = torch.randint(0, 3, (20, 30), generator=torch.Generator().manual_seed(0))
     same = labels.to(dtype)

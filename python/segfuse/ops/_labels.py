@@ -17,7 +17,7 @@ INTEGERS = (
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
 )
-TESTED = (torch.uint8, torch.int8, torch.uint16, torch.int32, torch.int64)  # of every size and sign
+TESTED = (torch.uint8, torch.int64, torch.int32)  # by generated tests; the rest by one of their own
 MOST_AXES = 3
 MOST_IGNORED = 8
 

@@ -132,7 +132,7 @@ def cells(asked: argparse.Namespace) -> dict[str, Any]:
     """A real picture, with SciPy's transform a cell and a running minimum beside it."""
     ndimage = import_module("scipy.ndimage")
     files = import_module("segfuse.data.files")
-    labels = torch.from_numpy(files.read_labels(asked.labels).astype(np.int32))
+    labels = torch.from_numpy(files.read_labels(asked.labels).astype(np.int32)).squeeze()
     picture = labels.numpy()
     times: dict[str, Any] = against_edt(labels, asked)
 

@@ -194,7 +194,7 @@ void fill(const Tensor& out, const Tensor& labels_, const Asked& asked) {
   if (out.numel() == 0) return;
   const Frame frame(labels_);
   const Labels labels(labels_, asked.ignored);
-  const Tensor counts = count_sides(labels_, labels, frame);
+  const Tensor counts = asked.balanced ? count_sides(labels_, labels, frame) : labels_;
   // Of a class with all pixels but few the balanced weight is just above a half.
   const double least = asked.balanced     ? 0.5
                        : asked.everywhere ? std::min(asked.background, asked.cell)
@@ -205,7 +205,7 @@ void fill(const Tensor& out, const Tensor& labels_, const Asked& asked) {
                         asked.balanced,
                         static_cast<float>(asked.background),
                         static_cast<float>(asked.cell),
-                        counts.const_data_ptr<int64_t>()};
+                        asked.balanced ? counts.const_data_ptr<int64_t>() : nullptr};
   const double spacing[] = {1, 1, 1}, reach = std::max(weights.border.reach, weights.halo.reach);
   with_kinds("unet_weight_map", labels_, true, [&]<class K>() {
     find_nearest<K>(labels_, asked.ignored, spacing, reach,

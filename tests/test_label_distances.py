@@ -48,8 +48,8 @@ def agrees(labels: NDArray[np.int64], spacing: tuple[float, ...]) -> None:
 @st.composite
 def pictures(draw: st.DrawFn) -> NDArray[np.int64]:
     """None to hundreds of labels: pixels, lines, rings, discs, noise, regions that touch."""
-    height = draw(st.integers(1, 40))
-    width = draw(st.integers(1, 60))
+    height = draw(st.integers(1, 30))
+    width = draw(st.integers(1, 150))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     labels = np.zeros((height, width), np.int64)
     y, x = np.mgrid[:height, :width]

@@ -14,9 +14,10 @@
 //   static constexpr int room;            bytes of scratch an element of a band
 //   void operator()(int64_t line, int64_t begin, int64_t end, char* room) const;
 //                                         elements begin .. end - 1; room is aligned to 8 bytes
+//                                         and for LinePolicy::block elements more
 #pragma once
 
-#include <vector>
+#include <memory>
 
 #include "core/split.h"
 
@@ -26,7 +27,8 @@ namespace segfuse::SEGFUSE_BACKEND {
 
 struct LinePolicy {
   static constexpr int64_t strip = 1;
-  static constexpr int64_t band = 32;      // elements; their scratch is a thread's local memory
+  static constexpr int64_t band = 32;  // elements; their scratch is a thread's local memory
+  static constexpr int block = 1;
   static constexpr unsigned threads = 64;  // a block
 };
 
@@ -43,7 +45,7 @@ __global__ void sweep_strips(const __grid_constant__ F f, int64_t inner, int64_t
 template <class F>
 __global__ void fill_bands(const __grid_constant__ F f, int64_t lines, int64_t length,
                            int64_t bands) {
-  alignas(8) char room[F::room * LinePolicy::band];
+  alignas(8) char room[F::room * (LinePolicy::band + LinePolicy::block)];
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < lines * bands; i += stride) {
     const Split at = split(i, lines);
@@ -81,6 +83,7 @@ void for_each_band(int64_t lines, int64_t length, const F& f, const Tensor& like
 struct LinePolicy {
   static constexpr int64_t strip = 64;    // a cache line of bytes, and of vectors enough
   static constexpr int64_t grain = 8192;  // elements a thread works on at least
+  static constexpr int block = 8;         // elements that are written at once
 };
 
 template <class F>
@@ -107,9 +110,10 @@ void for_each_band(int64_t lines, int64_t length, const F& f, const Tensor&) {
   if (lines * length == 0) return;
   parallel(lines, LinePolicy::grain / length,
            [=](int64_t begin, int64_t end) __attribute__((always_inline)) {
-             std::vector<int64_t> room((F::room * length + 7) / 8);
+             const auto room =
+                 std::make_unique_for_overwrite<char[]>(F::room * (length + LinePolicy::block));
              for (int64_t line = begin; line < end; ++line) {
-               f(line, 0, length, reinterpret_cast<char*>(room.data()));
+               f(line, 0, length, room.get());
              }
            });
 }

@@ -57,8 +57,7 @@ struct Frame {
   }
 };
 
-// Labels of any integer dtype and strides, as unsigned numbers L; some may be
-// ignored.
+// Labels of any integer dtype and strides, as unsigned numbers L; some may be ignored.
 struct Labels {
   static constexpr int most_ignored = 8;
 
@@ -135,15 +134,27 @@ struct Kinds {
   using Offset = Offset_;
   using Square = Square_;
   using Id = Id_;
-  static constexpr Offset none = std::numeric_limits<Offset>::min();   // no feature
-  static constexpr Square never = std::numeric_limits<Square>::max();  // its squared distance
+  static constexpr Offset none = std::numeric_limits<Offset>::min();  // no feature
   static constexpr bool whole = std::is_integral_v<Square>;
+  // The squared distance of no feature, which sums of a few others do not reach.
+  static constexpr Square never = whole ? (1 << 30) - 1 : std::numeric_limits<Square>::max() / 4;
+  static constexpr Square highest = whole ? never - 1 : never / 2;
+
+  // scale d^2 + h; whole distances are in pixels.
+  SEGFUSE_FUNCTOR static Square parabola(int d, Square scale, Square h) {
+    if constexpr (whole) {
+      return Square(d) * d + h;
+    } else {
+      return scale * d * d + h;
+    }
+  }
 };
 
-// Whether squared distances in pixels, and what an envelope adds to them, fit into 32 bits.
+// Whether squared distances in pixels, a block's surplus included, fit into 30 bits.
 inline bool fits_whole(const Frame& f) {
-  constexpr int64_t longest = 32767, most = std::numeric_limits<int32_t>::max();
-  return std::max({f.z, f.y, f.x}) <= longest && f.z * f.z + f.y * f.y + f.x * f.x <= most;
+  constexpr int64_t longest = 32767, most = 1 << 30;
+  const int64_t x = f.x + LinePolicy::block;
+  return std::max({f.z, f.y, x}) <= longest && f.z * f.z + f.y * f.y + x * x < most;
 }
 
 // What the sweep finds along z, for every pixel.
@@ -204,8 +215,8 @@ struct Swept {
     SEGFUSE_FUNCTOR Square first(int c) const { return swept->square(nearest[at(c)]); }
     SEGFUSE_FUNCTOR Square second(int c) const { return swept->square(other[at(c)]); }
     SEGFUSE_FUNCTOR Square besides(int c, Id label) const {
-      const Offset a = nearest[at(c)], b = other[at(c)];
-      return swept->square(id[at(c)] == label ? b : a);
+      const Square a = swept->square(nearest[at(c)]), b = swept->square(other[at(c)]);
+      return id[at(c)] == label ? b : a;
     }
     SEGFUSE_FUNCTOR Id first_id(int c) const { return id[at(c)]; }
     SEGFUSE_FUNCTOR Id second_id(int c) const {
@@ -223,7 +234,8 @@ struct Swept {
 
   SEGFUSE_FUNCTOR Square square(Offset o) const {
     if constexpr (K::whole) {
-      return o == K::none ? K::never : Square(o) * Square(o);
+      const Square found = Square(o) * Square(o);
+      return found < K::never ? found : K::never;  // as none's is above
     } else {
       return o == K::none ? K::never : Square(o) * Square(o) * scale;
     }
@@ -311,29 +323,91 @@ struct Stack {
   int *column, *start;
 };
 
-// The lower envelope on pixels s to e of scale (x - c)^2 + height(c), lo <= c <= hi: entry k is
-// lowest from its start on.  Returns how many there are.
+constexpr int few = 16;  // columns, of which fewer are best taken one by one
+
+// Calls f(c, height(c)) for columns lo <= c <= hi, from left to right: for all, up to `highest`,
+// whose parabolas scale (x - c)^2 + height(c) may be lowest anywhere.
+#if SEGFUSE_CUDA_SOURCE
+
 template <class K>
-SEGFUSE_FUNCTOR int envelope(const auto& height, typename K::Square scale, int lo, int hi, int s,
-                             int e, const Stack& stack) {
+SEGFUSE_FUNCTOR void for_each_candidate(const auto& height, typename K::Square,
+                                        typename K::Square highest, int lo, int hi, const auto& f) {
+  for (int c = lo; c <= hi; ++c) {
+    const typename K::Square h = height(c);
+    if (h <= highest) f(c, h);
+  }
+}
+
+#else
+
+// Bits of 64 bytes that are 0 or 1.
+SEGFUSE_FUNCTOR uint64_t pack(const char (&bytes)[64]) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes + i, 8);  // the first is the lowest: of little-endian machines
+    bits |= (eight * 0x0102040810204080) >> 56 << i;  // byte k times 2^(56 - 7 k) is bit 56 + k
+  }
+  return bits;
+}
+
+// Vectors sieve out most of those that an envelope would take up and drop again.  Between columns
+// c - k and c + k, the parabola of c is lowest nowhere if
+//
+//   2 height(c) >= height(c - k) + height(c + k) + 2 scale k^2
+//
+// One, three and eight columns apart find nearly all that more distances would.
+template <class K>
+SEGFUSE_FUNCTOR void for_each_candidate(const auto& height, typename K::Square scale,
+                                        typename K::Square highest, int lo, int hi, const auto& f) {
+  using Square = typename K::Square;
+  constexpr int block = 64, apart[] = {1, 3, 8}, most = 8;
+  if (hi - lo < few) {
+    for (int c = lo; c <= hi; ++c) {
+      const Square h = height(c);
+      if (h <= highest) f(c, h);
+    }
+    return;
+  }
+  Square values[block + 2 * most];
+  for (int first = lo; first <= hi; first += block) {
+    const int begin = std::max(lo, first - most), end = std::min(hi + 1, first + block + most);
+    if (end - begin < block + 2 * most) std::fill(std::begin(values), std::end(values), K::never);
+    for (int c = begin; c < end; ++c) values[c - first + most] = height(c);
+    char candidate[block];
+    for (int i = 0; i < block; ++i) {
+      const Square* here = values + most + i;
+      bool below = true;
+      for (const int k : apart) {
+        below &= (*here - here[-k]) + (*here - here[k]) < 2 * scale * k * k;
+      }
+      candidate[i] = below & (*here <= highest);
+    }
+    for (uint64_t left = pack(candidate); left != 0; left &= left - 1) {
+      const int i = __builtin_ctzll(left);
+      f(first + i, values[most + i]);
+    }
+  }
+}
+
+#endif
+
+// The lower envelope on pixels s to e of scale (x - c)^2 + height(c), lo <= c <= hi, of heights up
+// to `highest`: entry k is lowest from its start on.  Returns how many there are.
+template <class K>
+SEGFUSE_FUNCTOR int envelope(const auto& height, typename K::Square scale,
+                             typename K::Square highest, int lo, int hi, int s, int e,
+                             const Stack& stack) {
   using Square = typename K::Square;
   int count = 0, top = 0, top_start = 0;  // the top of the stack, in registers
   Square top_height = 0;
-  for (int c = lo; c <= hi; ++c) {
-    const Square h = height(c);
-    if (h == K::never) continue;
+  for_each_candidate<K>(height, scale, highest, lo, hi, [&](int c, Square h) {
     int from = s;
     // A label's own pixels are each their own column's.
     if (h == 0 && top_height == 0 && count > 0 && top == c - 1) from = std::max(s, c);
     while (count > 0 && from == s) {
-      const Square a = top_start - top, b = top_start - c;
-      bool survives;  // the top, at its start; both then cross there or to the right of it
-      if constexpr (K::whole) {
-        survives = a * a + top_height <= b * b + h;
-      } else {
-        survives = scale * a * a + top_height <= scale * b * b + h;
-      }
-      if (survives) {
+      // The top survives at its start: both then cross there or to the right of it.
+      if (K::parabola(top_start - top, scale, top_height) <= K::parabola(top_start - c, scale, h)) {
         if constexpr (K::whole) {
           const Square above = (Square(c) * c + h) - (Square(top) * top + top_height);
           from = 1 + (c - top == 1 ? above >> 1 : above / (2 * (c - top)));
@@ -355,7 +429,7 @@ SEGFUSE_FUNCTOR int envelope(const auto& height, typename K::Square scale, int l
       top_height = h;
       ++count;
     }
-  }
+  });
   return count;
 }
 
@@ -389,9 +463,9 @@ SEGFUSE_FUNCTOR Winners<K> seek(const auto& line, typename K::Square scale, int 
                                 int x) {
   using Square = typename K::Square;
   Winners<K> found;
-  for (int d = 0; d < width && d <= reach && Square(d) * Square(d) * scale < found.other_square;
-       ++d) {
-    const Square across = Square(d) * Square(d) * scale;
+  for (int d = 0; d < width && d <= reach; ++d) {
+    const Square across = K::parabola(d, scale, 0);
+    if (across >= found.other_square) break;
     for (int side = d > 0 ? -1 : 1; side <= 1; side += 2) {
       const int c = x + side * d;
       if (c < 0 || c >= width) continue;
@@ -407,15 +481,35 @@ SEGFUSE_FUNCTOR Winners<K> seek(const auto& line, typename K::Square scale, int 
   return found;
 }
 
+// Columns that may hold what is nearest to pixels s to e, given those that do to the left and to
+// the right of them, -1 for none: `left` first, but for rounding, where heights tie.
+struct Columns {
+  int first, last;
+
+  SEGFUSE_FUNCTOR Columns(int left, int right, int s, int e, int reach, int width)
+      : first(s - reach), last(e + reach) {
+    if (left >= 0 && right >= 0 && right < left) {
+      const int least = right;
+      right = left, left = least;
+    }
+    if (first < left) first = left;
+    if (first < 0) first = 0;
+    if (right >= 0 && last > right) last = right;
+    if (last >= width) last = width - 1;
+  }
+};
+
 // The two nearest labels of pixels begin to end - 1 of a line:
 //
 //   out.first(x, n, c, scale, h, id)      n pixels from x on: scale (x - c)^2 + h
-//   bool out.wants(s, e)                  whether the second labels of pixels s to e, which have
-//   one
-//                                         nearest label, matter; it may move s and e inwards
-//   out.second(x, n, c, scale, h, id)
+//   out.second(x, n, c, scale, h, id)     the same; pixels without one are left out
+//   out.end(x)                            `second` was called up to pixel x, and not for x
+//   bool out.wants(s, e)                  whether the second labels of pixels s to e matter, whose
+//                                         nearest is one; it may move s and e inwards
 //
-// Pixels without one are left as they are.
+// Calls go from left to right, so that `first` and `second` may write up to LinePolicy::block - 1
+// pixels beyond their ends, as draw and mark do, where there is room and `end` puts back what stood
+// there.
 template <class K>
 SEGFUSE_FUNCTOR void two_nearest(const auto& line, typename K::Square scale, int width, int reach,
                                  int begin, int end, const Stack& stack, const Stack& second,
@@ -426,8 +520,10 @@ SEGFUSE_FUNCTOR void two_nearest(const auto& line, typename K::Square scale, int
   if (begin > 0) left = seek<K>(line, scale, width, reach, begin);
   if (end < width) right = seek<K>(line, scale, width, reach, end - 1);
   const auto height = [&](int c) { return line.first(c); };
-  const int count = envelope<K>(height, scale, left.column < 0 ? 0 : left.column,
-                                right.column < 0 ? width - 1 : right.column, begin, end - 1, stack);
+  const Columns all(left.column, right.column, begin, end - 1, reach, width);
+  const int count =
+      envelope<K>(height, scale, K::highest, all.first, all.last, begin, end - 1, stack);
+  int surplus = -1;  // where what `second` wrote beyond its end may stand
   for (int k = 0, next; k < count; k = next) {  // a run: entries k to next - 1, of one label
     const Id id = line.first_id(stack.column[k]);
     for (next = k; next < count && line.first_id(stack.column[next]) == id; ++next) {
@@ -439,10 +535,22 @@ SEGFUSE_FUNCTOR void two_nearest(const auto& line, typename K::Square scale, int
     if (!out.wants(s, e)) continue;
     const int from = k > 0 ? stack.column[k - 1] : left.besides(id);
     const int to = next < count ? stack.column[next] : right.besides(id);
-    const int lo = std::max({from, s - reach, 0});
-    const int hi = std::min(to < 0 ? width - 1 : to, e + reach);
+    const Columns some(from, to, s, e, reach, width);
     const auto besides = [&](int c) { return line.besides(c, id); };
-    const int others = envelope<K>(besides, scale, lo, hi, s, e, second);
+    Square highest = K::highest;
+    if (some.last - some.first > few) {
+      // A run's neighbours bound how high a column's feature can lie and win a pixel, each those of
+      // its half, where its parabola is highest at an end.
+      const auto at = [&](int c, int x) { return K::parabola(x - c, scale, besides(c)); };
+      const int middle = to < 0 ? e : from < 0 ? s : (s + e) / 2;
+      if (from >= 0) highest = std::max(at(from, s), at(from, middle));
+      if (to >= 0) {
+        const Square right_half = std::max(at(to, middle), at(to, e));
+        highest = from < 0 ? right_half : std::max(highest, right_half);
+      }
+    }
+    const int others = envelope<K>(besides, scale, highest, some.first, some.last, s, e, second);
+    if (others > 0 && surplus >= 0 && surplus != s) out.end(surplus);
     for (int i = 0; i < others; ++i) {
       const int c = second.column[i], x = second.start[i];
       const int stop = i + 1 < others ? second.start[i + 1] : e + 1;
@@ -450,28 +558,29 @@ SEGFUSE_FUNCTOR void two_nearest(const auto& line, typename K::Square scale, int
       const Square h = besides(c);
       out.second(x, stop - x, c, scale, h, own ? line.second_id(c) : line.first_id(c));
     }
+    if (others > 0) surplus = e + 1;
+  }
+  if (surplus >= 0) out.end(surplus);
+}
+
+// Writes squared distances, a parabola's, of n pixels and of up to LinePolicy::block - 1 more: most
+// runs are short, and a vector costs less than a loop that ends where nothing foresees.
+template <class K, class T>
+SEGFUSE_FUNCTOR void draw(int x, int n, int c, typename K::Square scale, typename K::Square h,
+                          T* to) {
+  constexpr int block = LinePolicy::block;
+  for (int i = 0; i < n; i += block) {
+    for (int j = i; j < i + block; ++j) to[j] = static_cast<T>(K::parabola(x + j - c, scale, h));
   }
 }
 
-// Writes squared distances, a parabola's.  Most are short, where a vector's preparation would cost
-// more than it saves.
-template <class K, class T>
-SEGFUSE_FUNCTOR void draw(int x, int n, int c, typename K::Square scale, typename K::Square h,
-                          T* to, int64_t step = 1) {
-  using Square = typename K::Square;
-  const auto one = [&](int i) {
-    const Square d = x + i - c;
-    to[i * step] = static_cast<T>(K::whole ? d * d + h : scale * d * d + h);
-  };
-  for (int i = 0; i < std::min(n, 4); ++i) one(i);
-  for (int i = 4; i < n; ++i) one(i);
-}
-
-// Writes the id of n pixels.
-template <class Id>
-SEGFUSE_FUNCTOR void mark(int n, Id id, Id* to, int64_t step = 1) {
-  for (int i = 0; i < std::min(n, 4); ++i) to[i * step] = id;
-  for (int i = 4; i < n; ++i) to[i * step] = id;
+// Writes a value in the same way.
+template <class T>
+SEGFUSE_FUNCTOR void mark(int n, T value, T* to) {
+  constexpr int block = LinePolicy::block;
+  for (int i = 0; i < n; i += block) {
+    for (int j = i; j < i + block; ++j) to[j] = value;
+  }
 }
 
 // The pass along y, from what was swept to planes.
@@ -490,8 +599,10 @@ struct AlongY {
     Id* id[2];
     int64_t step;
     SEGFUSE_FUNCTOR void put(int k, int x, int n, int c, Square scale, Square h, Id label) const {
-      draw<K>(x, n, c, scale, h, square[k] + x * step, step);
-      mark(n, label, id[k] + x * step, step);
+      for (int64_t y = x; y < x + n; ++y) {
+        square[k][y * step] = K::parabola(static_cast<int>(y) - c, scale, h);
+        id[k][y * step] = label;
+      }
     }
     SEGFUSE_FUNCTOR void first(int x, int n, int c, Square scale, Square h, Id label) const {
       put(0, x, n, c, scale, h, label);
@@ -500,6 +611,7 @@ struct AlongY {
       put(1, x, n, c, scale, h, label);
     }
     SEGFUSE_FUNCTOR bool wants(int&, int&) const { return true; }
+    SEGFUSE_FUNCTOR void end(int) const {}
   };
 
   SEGFUSE_FUNCTOR void operator()(int64_t i, int64_t begin, int64_t end, char* room) const {

@@ -59,16 +59,21 @@ struct Distances {
       put(1, x, n, c, scale, h, label);
     }
     SEGFUSE_FUNCTOR bool wants(int&, int&) const { return true; }
+    SEGFUSE_FUNCTOR void end(int x) const {
+      mark(LinePolicy::block - 1, K::never, square[1] + (x - begin));
+      mark(LinePolicy::block - 1, Id(0), id[1] + (x - begin));
+    }
   };
 
   SEGFUSE_FUNCTOR void operator()(int64_t i, int64_t begin, int64_t end, char* memory) const {
     const Place start = frame.line_along_x(i);
     const int64_t n = end - begin;
     auto* squares = reinterpret_cast<Square*>(memory);
-    auto* ids = reinterpret_cast<Id*>(squares + 2 * n);
-    auto* ints = reinterpret_cast<int*>(ids + 2 * n);
-    Out out{{squares, squares + n}, {ids, ids + n}, begin};
-    for (int64_t x = 0; x < 2 * n; ++x) squares[x] = K::never, ids[x] = 0;
+    const int64_t length = n + LinePolicy::block;
+    auto* ids = reinterpret_cast<Id*>(squares + 2 * length);
+    auto* ints = reinterpret_cast<int*>(ids + 2 * length);
+    Out out{{squares, squares + length}, {ids, ids + length}, begin};
+    for (int64_t x = 0; x < 2 * length; ++x) squares[x] = K::never, ids[x] = 0;
     two_nearest<K>(from.template line<true>(start), scale, static_cast<int>(frame.x), reach,
                    static_cast<int>(begin), static_cast<int>(end), Stack{ints, ints + n},
                    Stack{ints + 2 * n, ints + 3 * n}, out);

@@ -6,8 +6,8 @@
 //             + (1 - ratio) exp(-d1^2 / (2 sigma1^2)) on background, else 1   2019
 //
 // d1 and d2 are the distances to the nearest and second nearest cell.  core/nearest.h finds them;
-// they are stored for a line at a time alone.  Where an exponential cannot change the sum in
-// float32, it is 0, and no label is searched for farther away.
+// the last pass, along x, stores them for a line at a time alone.  Where an exponential cannot
+// change the sum in float32, it is 0, and no label is searched for farther away.
 #include "core/math.h"
 #include "core/nearest.h"
 #include "core/out.h"
@@ -25,10 +25,10 @@ struct Gaussian {
   // Beside a sum of at least `beside`.
   Gaussian(double amplitude, double sigma, double beside)
       : amplitude(amplitude), rate(1 / (2 * sigma * sigma)) {
-    constexpr double half_ulp = 0x1p-25, least = 87;  // exp(-87) is the last normal number
-    const double seen = beside > 0 ? std::log(amplitude / (beside * half_ulp)) : least;
-    reach = static_cast<float>(sigma * std::sqrt(2 * std::clamp(seen, 0.0, least)));
-    if (amplitude <= 0) reach = 0;
+    constexpr double half_ulp = 0x1p-25, least = 0x1p-126;  // the last normal number
+    const double unseen = beside > 0 ? beside * half_ulp : least;
+    const double exponent = amplitude > unseen ? std::log(amplitude / unseen) : 0;
+    reach = static_cast<float>(sigma * std::sqrt(2 * exponent));
   }
   // In float64, since amplitudes are large and so are the errors that they multiply.
   SEGFUSE_FUNCTOR double operator()(double d, double d_squared) const {
@@ -85,6 +85,9 @@ struct WeightMap {
     SEGFUSE_FUNCTOR void second(int x, int n, int c, Square scale, Square h, Id) const {
       draw<K>(x, n, c, scale, h, second_square + (x - begin));
     }
+    SEGFUSE_FUNCTOR void end(int x) const {
+      mark(LinePolicy::block - 1, none, second_square + (x - begin));
+    }
     SEGFUSE_FUNCTOR bool matters(int x) const {
       const float square = first_square[x - begin];
       return square < live && (everywhere || square > 0);
@@ -99,18 +102,19 @@ struct WeightMap {
   SEGFUSE_FUNCTOR void operator()(int64_t i, int64_t begin, int64_t end, char* memory) const {
     const Place start = frame.line_along_x(i);
     const int64_t n = end - begin;
+    const int64_t length = n + LinePolicy::block;
     auto* raw = reinterpret_cast<Id*>(memory);
-    auto* squares = reinterpret_cast<float*>(raw + n);
-    auto* values = squares + 2 * n;
-    auto* ints = reinterpret_cast<int*>(squares + 3 * n);
-    for (int64_t x = 0; x < 2 * n; ++x) squares[x] = none;
+    auto* squares = reinterpret_cast<float*>(raw + length);
+    auto* values = squares + 2 * length;
+    auto* ints = reinterpret_cast<int*>(squares + 3 * length);
+    for (int64_t x = 0; x < 2 * length; ++x) squares[x] = none;
     // d1 <= d2, so that d1 + d2 < reach wants d1 < reach / 2.
     const float live = weights.border.reach * weights.border.reach / 4;
-    Out out{squares, squares + n, begin, live, weights.everywhere};
+    Out out{squares, squares + length, begin, live, weights.everywhere};
     two_nearest<K>(from.template line<true>(start), scale, static_cast<int>(frame.x), reach,
                    static_cast<int>(begin), static_cast<int>(end), Stack{ints, ints + n},
                    Stack{ints + 2 * n, ints + 3 * n}, out);
-    compute(weights.of(start.n), squares, squares + n, n, values);
+    compute(weights.of(start.n), squares, squares + length, n, values);
     if (labels.ignored > 0) {
       labels.read_all({start.n, start.z, start.y, begin}, n, raw);
       labels.replace_ignored(n, raw, values, 0.0f);

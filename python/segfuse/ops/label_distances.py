@@ -31,7 +31,7 @@ from ._labels import (
 )
 
 Spacing = float | Sequence[float]
-LEAST = 1e-15
+LEAST, MOST = 1e-15, 1e15  # so that squares and their ratios are float64
 
 
 def _reference(
@@ -78,8 +78,10 @@ def label_distances(
         ValueError: a shape that does not fit ``dims``, a spacing that is not above 0.
         TypeError: labels that are no integers.
 
-    Limits: fewer than 2^28 pixels along an axis.  No gradient.  It needs scratch memory of 8 bytes
-    a pixel (12 for int64), in three dimensions 24 (40).
+    Limits: fewer than 2^28 pixels along an axis.  No gradient.  What is above 3.4e38, as squared
+    distances may be, is infinity too, beside the label's id.  It needs scratch memory of 8 bytes
+    a pixel (12 for int64), in three dimensions 24 (36); where the spacing is uneven, or the squares
+    of the axes' pixels sum to 2^30 or more, 12 (16) and 36 (48).
     """
     op = "label_distances"
     axes = check_labels(op, labels, dims)
@@ -99,8 +101,8 @@ def _spacing(spacing: Spacing, dims: int) -> list[float]:
     if len(steps) != dims:
         raise wrong(op, "spacing", f"a number, or {dims} of them", repr(spacing))
     numbers = [as_number(op, "spacing", step, above=0, or_equal=False) for step in steps]
-    if min(numbers) < LEAST or max(numbers) > 1 / LEAST:  # squares and their ratios are float64
-        raise wrong(op, "spacing", f"{LEAST:g} to {1 / LEAST:g}", repr(spacing))
+    if min(numbers) < LEAST or max(numbers) > MOST:
+        raise wrong(op, "spacing", f"{LEAST:g} to {MOST:g}", repr(spacing))
     return numbers
 
 
@@ -165,6 +167,9 @@ def _samples(make: Make) -> Iterator[Sample]:
     yield case("a column", as_labels(make, 150, 1, share=0.05))
     yield case("more than a thread's share", as_labels(make, 40, 230, share=0.003, ids=2))
     yield case("deep", as_labels(make, 40, 5, 6, share=0.01), dims=3)
+    corners = as_labels(make, 12, 12, 96, share=0)
+    corners[0, 9, 13] = corners[9, 0, 12] = 1  # as far from [0, 0, :], but for rounding
+    yield case("rounding", corners, spacing=(0.1, 0.1, 1e-9), dims=3)
     yield case("empty batch", as_labels(make, 0, 4, 5))
     yield case("no pixels", as_labels(make, 2, 0, 4))
 

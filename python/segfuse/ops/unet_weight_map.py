@@ -71,7 +71,7 @@ def _reference(
     def one(image: Tensor) -> Tensor:
         cells, skipped = _cells(image, ignored)
         background, cell = _class_weight(class_weight) or (1.0, 1.0)
-        if class_weight == "balanced":
+        if isinstance(class_weight, str):
             some = int((cells != 0).sum())
             none = cells.numel() - int(skipped.sum()) - some
             if some and none:
@@ -101,9 +101,9 @@ def unet_weight_map(
     """Weigh each pixel so that a network learns to separate touching cells.
 
     ``w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2))``, equation 2 of Ronneberger, Fischer, Brox 2015: d1
-    and d2 are the distances to the nearest and second nearest cell, w_c balances the classes.  One
-    pass whatever the number of cells, with the distances stored nowhere
-    (:func:`segfuse.ops.label_distances` gives them).
+    and d2 are the distances to the nearest and second nearest cell, w_c balances the classes.  In
+    time linear in the pixels, whatever the number of cells, and no distance at full precision is
+    stored (:func:`segfuse.ops.label_distances` gives them).
 
     Args:
         labels: cells by ids, ``(*S)`` or ``(N, *S)``, any integer dtype, 0 is background.
@@ -128,7 +128,8 @@ def unet_weight_map(
         TypeError: labels that are no integers.
 
     Limits: distances are between centres of pixels.  A border's term too small to change the sum in
-    float32 is 0.  Fewer than 2^28 pixels along an axis, 2^30 images.
+    float32 is 0.  Fewer than 2^28 pixels along an axis, 2^30 images.  Scratch memory as
+    :func:`segfuse.ops.label_distances` needs it.
     """
     op = "unet_weight_map"
     axes = check_labels(op, labels, dims)
@@ -170,7 +171,7 @@ def _run(labels: Tensor, dims: int, numbers: tuple[Any, ...], out: Tensor | None
 
 def _class_weight(weights: ClassWeight) -> tuple[float, float] | None:
     op, argument = "unet_weight_map", "class_weight"
-    if weights is None or weights == "balanced":
+    if weights is None or (isinstance(weights, str) and weights == "balanced"):
         return None
     if isinstance(weights, str) or not isinstance(weights, Sequence) or len(weights) != 2:  # noqa: PLR2004
         raise wrong(op, argument, '"balanced", None or two numbers', repr(weights))

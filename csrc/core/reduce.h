@@ -3,9 +3,9 @@
 // reduce(f, like): f has
 //
 //   Pixels pixels;
-//   using Sum = ...;                      what is summed: Sum{} is zero, += adds; Nothing if
-//   nothing int64_t block() const;                CPU: pixels that it takes at once, at most void
-//   operator()(const Pixel&, N n, Sum&) const;
+//   using Sum = ...;                      what is summed: Sum{} is zero, += adds; or Nothing
+//   int64_t block() const;                CPU: pixels that it takes at once, at most
+//   void operator()(const Pixel&, N n, Sum&) const;
 //                                         n pixels along x; n is an int64_t, or 1 on CUDA
 //   void write(const Sum& total) const;   called once, at the end; Nothing needs none
 //

@@ -101,6 +101,35 @@ def autocasts(device: torch.device) -> bool:
     return device.type in AUTOCAST_KEYS and torch.is_autocast_enabled(device.type)
 
 
+def check_apart(op: str, out: Tensor | Sequence[Tensor] | None, **inputs: Tensor | None) -> None:
+    """ValueError where the span of memory of ``out``, or one of several, meets an input's.
+
+    As csrc/core/out.h has it, for inputs of which the kernel is given copies.  Tensors without
+    memory, in a trace, pass.
+    """
+    if out is None or torch.compiler.is_compiling():
+        return
+    for to in (out,) if isinstance(out, Tensor) else out:
+        begin, end = _span(to)
+        for name, tensor in inputs.items():
+            start, stop = (0, 0) if tensor is None else _span(tensor)
+            if start < end and begin < stop:
+                raise wrong(op, "out", f"memory apart from {name}'s", "shared memory")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's first byte and behind its last; of no memory (0, 0)."""
+    try:
+        address = tensor.data_ptr() if tensor.numel() else 0
+    except RuntimeError:  # for want of memory
+        address = 0
+    if address == 0:
+        return 0, 0
+    steps = zip(tensor.stride(), tensor.shape, strict=True)
+    last = sum(step * (size - 1) for step, size in steps)
+    return address, address + (last + 1) * tensor.element_size()
+
+
 def check_out(op: str, out: Tensor, size: Sequence[int], like: Tensor, **inputs: Tensor) -> None:
     """Check ``out=``: size, ``like``'s dtype and device, no part in autograd.
 

@@ -22,14 +22,14 @@ from ..registry import (
     runs_reference,
 )
 from ._borders import BORDERS, INTEGERS, Border, check_border, check_fill, source
-from ._checks import as_integer, check_out, check_tensor, wrong
+from ._checks import as_integer, check_apart, check_out, check_tensor, wrong
 from ._tiles import wide
 
 Fill: TypeAlias = float | tuple[float, float]
 Out: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 FAR = 2.0**30  # positions beyond count as there
-LONGEST_AXIS = 2**30
+LONGEST_AXIS = 2**24  # which float32 counts
 
 
 def _cubic(f: Tensor) -> tuple[Tensor, ...]:
@@ -194,7 +194,7 @@ def _typed(function: object) -> _ElasticDeform:
 
 @_typed
 @defined_by(_reference)
-def elastic_deform(  # noqa: C901
+def elastic_deform(
     image: Tensor,
     grid: Tensor,
     *,
@@ -238,7 +238,7 @@ def elastic_deform(  # noqa: C901
         Positions, weights and sums are in float32 (float64 for float64), rounded at the end.
 
     Raises:
-        ValueError: shapes, devices, options that do not fit, axes of more than 2^30 pixels, or an
+        ValueError: shapes, devices, options that do not fit, axes of more than 2^24 pixels, or an
             ``out`` that cannot be written to.
         TypeError: dtypes other than those above.
 
@@ -255,15 +255,11 @@ def elastic_deform(  # noqa: C901
     if image.dim() != 4:  # noqa: PLR2004
         raise wrong(op, "image", "(N, C, H, W)", tuple(image.shape))
     if max(image.shape[2:]) > LONGEST_AXIS:
-        raise wrong(op, "image", "axes of at most 2^30 pixels", tuple(image.shape))
+        raise wrong(op, "image", "axes of at most 2^24 pixels", tuple(image.shape))
     _check_companion(image, "grid", grid)
-    shape, n = tuple(grid.shape), image.shape[0]
-    if grid.dim() != 4 or shape[:2] != (n, 2) or 0 in shape[2:]:  # noqa: PLR2004
-        raise wrong(op, "grid", f"({n}, 2, gh, gw) with control points", shape)
     if affine is not None:
         _check_companion(image, "affine", affine)
-        if tuple(affine.shape) != (n, 2, 3):
-            raise wrong(op, "affine", f"shape {(n, 2, 3)}", tuple(affine.shape))
+    _check_field(image.shape[0], grid, affine)
     if labels is not None:
         _check_labels(image, labels)
     check_border(op, border)
@@ -274,6 +270,7 @@ def elastic_deform(  # noqa: C901
         return _reference(
             image, grid, affine=affine, labels=labels, border=border, fill=fill, out=out
         )
+    check_apart(op, out, grid=grid, affine=affine)  # of which the kernel sees copies
     # Small, so that a copy costs little; and so each gradient has its own dtype.
     grid = grid.to(wide(image.dtype)).contiguous()
     affine = None if affine is None else affine.to(wide(image.dtype)).contiguous()
@@ -293,6 +290,14 @@ def elastic_deform(  # noqa: C901
         kernels.elastic_deform_labels_out(image, grid, affine, labels, *options, *out)
     increment_version(out)
     return out
+
+
+def _check_field(n: int, grid: Tensor, affine: Tensor | None) -> None:
+    op, shape = "elastic_deform", tuple(grid.shape)
+    if grid.dim() != 4 or shape[:2] != (n, 2) or 0 in shape[2:] or max(shape) > LONGEST_AXIS:  # noqa: PLR2004
+        raise wrong(op, "grid", f"({n}, 2, gh, gw) with 1 to 2^24 control points an axis", shape)
+    if affine is not None and tuple(affine.shape) != (n, 2, 3):
+        raise wrong(op, "affine", f"shape {(n, 2, 3)}", tuple(affine.shape))
 
 
 def _check_companion(image: Tensor, name: str, tensor: Tensor) -> None:
@@ -591,11 +596,11 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call([1], grid), TypeError, "image: expected a torch.Tensor, got list"
     yield call(image.int(), grid), TypeError, "image: expected float64, float32, float16 or bfloat1"
     yield call(image[0], grid), ValueError, "image: expected (N, C, H, W), got (3, 6, 7)"
-    vast = make(1, 1, 1, 1).expand(1, 1, 1, 2**30 + 1)
-    yield call(vast, grid[:1]), ValueError, "image: expected axes of at most 2^30 pixels"
-    yield call(image, grid[0]), ValueError, "grid: expected (2, 2, gh, gw) with control points, got"
-    yield call(image, grid[:1]), ValueError, "grid: expected (2, 2, gh, gw) with control points, go"
-    yield call(image, grid[..., :0]), ValueError, "grid: expected (2, 2, gh, gw) with control point"
+    vast = make(1, 1, 1, 1).expand(1, 1, 1, 2**24 + 1)
+    yield call(vast, grid[:1]), ValueError, "image: expected axes of at most 2^24 pixels"
+    yield call(image, grid[0]), ValueError, "grid: expected (2, 2, gh, gw) with 1 to 2^24"
+    yield call(image, grid[:1]), ValueError, "grid: expected (2, 2, gh, gw) with 1 to 2^24"
+    yield call(image, grid[..., :0]), ValueError, "grid: expected (2, 2, gh, gw) with 1 to 2^24"
     yield call(image, grid.double()), TypeError, "grid: expected image's dtype torch.float32 or tor"
     yield call(image, grid.to("meta")), ValueError, "grid: expected image's device"
     yield on(affine=[1]), TypeError, "affine: expected a torch.Tensor, got list"
@@ -614,6 +619,10 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield on(out=make(2, 3, 6, 7).double()), TypeError, "out: expected dtype torch.float32, got"
     yield on(out=make(1, 3, 6, 7).expand(2, 3, 6, 7)), ValueError, "out: expected distinct elements"
     yield on(out=image), ValueError, "out: expected memory apart from image's, got shared memory"
+    buffer = make(504)
+    columns = buffer[:72].view(2, 2, 3, 6)[..., ::2]  # of which the kernel sees a copy
+    shared = call(image, columns, out=buffer[:252].view(2, 3, 6, 7))
+    yield shared, ValueError, "out: expected memory apart from grid's, got shared memory"
     yield on(labels=labels, out=make(2, 3, 6, 7)), ValueError, "out: expected with labels a pair of"
     asking = call(image, grid.detach().requires_grad_(), out=make(2, 3, 6, 7))
     yield asking, ValueError, "grid: expected no gradient asked for"

@@ -25,7 +25,8 @@ from ._labels import TESTED, as_labels, check_labels, wide
 def _reference(labels: Tensor, *, dims: int = 2) -> Tensor:
     numbers = wide(labels)
     if labels.dtype == torch.uint64:  # in the order of unsigned numbers
-        numbers = torch.where(numbers == 0, 0, numbers ^ torch.iinfo(torch.int64).min)
+        numbers = numbers ^ torch.iinfo(torch.int64).min
+    some = wide(labels) != 0
     cut = torch.zeros_like(numbers, dtype=torch.bool)
     axes = range(labels.dim() - dims, labels.dim())
     for steps in product((-1, 0, 1), repeat=dims):
@@ -36,7 +37,7 @@ def _reference(labels: Tensor, *, dims: int = 2) -> Tensor:
         if 0 in numbers[tuple(here)].shape:
             continue
         own, other = numbers[tuple(here)], numbers[tuple(there)]
-        cut[tuple(here)] |= (other != 0) & (other < own)
+        cut[tuple(here)] |= some[tuple(there)] & (other < own)
     kept = torch.where(cut, 0, wide(labels)).to(labels.dtype)
     return kept.clone(memory_format=torch.contiguous_format)
 

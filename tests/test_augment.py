@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import inspect
 import itertools
 import shutil
 from pathlib import Path
@@ -29,6 +31,7 @@ from segfuse.data.patches import Patches, Picture  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
 from segfuse.nn import TouchingCrossEntropy  # noqa: E402
 from segfuse.ops import separate_touching, unet_weight_map  # noqa: E402
+from segfuse.options import fill  # noqa: E402
 from segfuse.run import Run  # noqa: E402
 from segfuse.training import fit, resume  # noqa: E402
 
@@ -308,7 +311,11 @@ def test_touching_cells_are_told_apart(cells: dict[str, Path], tmp_path: Path) -
     with torch.no_grad():
         found = run.model()(torch.from_numpy(image)[None])[0].argmax(0).numpy()
     assert label(found, connectivity=1).max() == ids.max()
-    assert run.config["result"]["best"]["validation_mean_iu"] > 0.85
+    best = run.config["result"]["best"]
+    assert best["validation_mean_iu"] > 0.85
+    with (run.path / folder.METRICS).open() as table:
+        qualities = [row["validation_panoptic_quality"] for row in csv.DictReader(table)]
+    assert best["validation_panoptic_quality"] == max(float(q) for q in qualities if q) > 0.5
 
 
 def test_touching_needs_instances(
@@ -322,6 +329,33 @@ def test_touching_needs_instances(
     with pytest.raises(UserError, match="objective: expected classes or touching, got 'cells'"):
         fit(**cells, output=tmp_path / "run", **SMALL, objective="cells")
     assert not (tmp_path / "run").exists()
+
+
+def test_touching_needs_two_cells(tmp_path: Path) -> None:
+    masks = write_pictures(tmp_path / "masks")
+    with pytest.raises(UserError, match="no picture to train on has two ids, by which objective"):
+        fit(**masks, output=tmp_path / "run", **SMALL, objective="touching", kind="instances")
+
+
+@pytest.mark.parametrize("objective", ["classes", "touching"])
+def test_class_weight(objective: str) -> None:
+    ids = np.zeros((8, 9), np.int32)
+    ids[2:6, 1:4], ids[2:6, 4:7], ids[0] = 1, 2, -1
+    target = np.where(ids < 0, 255, ids > 0).astype(np.uint8)
+    pictures = [Picture(np.zeros((1, 8, 9), np.float32), target, ids=ids)] * 2
+    given = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
+    given |= {"solver": "unet-paper", "objective": objective}
+    assert fill(given)[1].class_weight == ("balanced" if objective == "touching" else "none")
+    with pytest.raises(UserError, match="class_weight: expected none or balanced, got 'half'"):
+        fill(given | {"class_weight": "half"})
+    (_, plain), (_, balanced) = (fill(given | {"class_weight": w}) for w in ("none", "balanced"))
+    assert training._loss(plain, pictures, 2).class_weight is None
+    cells = 20 if objective == "touching" else 24  # without the gap
+    expected = [63 / (2 * (63 - cells)), 63 / (2 * cells)]
+    assert list(training._loss(balanced, pictures, 2).class_weight) == pytest.approx(expected)
+    if objective == "classes":  # of three, of which one is not there
+        weights = training._loss(balanced, pictures, 3).class_weight
+        assert list(weights) == pytest.approx([*expected, 1])
 
 
 def test_ids_that_changed_are_noticed(cells: dict[str, Path], tmp_path: Path) -> None:
@@ -354,14 +388,15 @@ def test_defaults_and_older_configs(cells: dict[str, Path], tmp_path: Path) -> N
     paper = fit(**cells, output=tmp_path / "b", **options | {"patch": None}, solver="unet-paper")
     assert paper.config["training"]["deform"] == 10
     touching = fit(**cells, output=tmp_path / "e", **options, objective="touching")
-    assert touching.config["training"]["deform"] == 10
+    assert touching.config["training"]["deform"] == round(SMALL["patch"] / 12, 1)
+    assert touching.config["training"]["class_weight"] == "none"
     plain = fit(**cells, output=tmp_path / "c", **options | {"rotate": 0.0, "scale": 1.0})
     config = dict(plain.config)
     del config["result"]
     config["training"] = {
         name: value
         for name, value in config["training"].items()
-        if name not in {"objective", "deform", "rotate", "scale"}
+        if name not in {"objective", "class_weight", "deform", "rotate", "scale"}
     }
     (tmp_path / "d").mkdir()
     folder.write_config(tmp_path / "d", config)

@@ -17,10 +17,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from .data.labels import LabelCoding
 from .data.patches import Picture
 from .errors import UserError
 from .files import whole
-from .metrics import ConfusionMatrix, Scores
+from .metrics import ConfusionMatrix, Overlaps, overlaps, panoptic_quality
+from .objects import instances
 from .prediction import predict
 from .run import BEST, LAST, METRICS, WEIGHTS, save_weights
 
@@ -37,7 +39,11 @@ ROWS = 200  # of metrics.csv
 CHECKPOINT_SECONDS = 60.0  # between two, if no validation brings one earlier
 PROBE = 256  # pixels a side of the picture by which a validation's cost is measured
 FIGURES = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
-COLUMNS = ("step", "seconds", "loss", "learning_rate", *(f"validation_{f}" for f in FIGURES))
+OBJECTS = "panoptic_quality"  # counts where the labels tell objects apart
+COLUMNS = (
+    *("step", "seconds", "loss", "learning_rate"),
+    *(f"validation_{figure}" for figure in (*FIGURES, OBJECTS)),
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Validation:
     """Predicts whole pictures and compares them with their targets.
 
     Args:
-        pictures: see `data.patches.Picture`; at least one.
+        pictures: see `data.patches.Picture`; at least one. Where they have ids, the objects of
+            what is predicted are compared too, gaps between them closed (`segfuse.instances`).
         classes: of the model.
         device: to predict on.
         precision: to predict in.
@@ -86,13 +93,21 @@ class Validation:
         self.precision = precision
         self.pixels = sum(picture.target.size for picture in self.pictures)
 
-    def __call__(self, model: nn.Module) -> Scores:
-        """Return the figures over all pictures together."""
-        matrix = ConfusionMatrix(self.classes)
+    def __call__(self, model: nn.Module) -> tuple[dict[str, float], list[float]]:
+        """Return the figures over all pictures together, by name, and the IU of each class."""
+        matrix, tables = ConfusionMatrix(self.classes), []
         for picture in self.pictures:
-            labels = self._predict(model, picture.image)
+            labels, ids = self._predict(model, picture.image), picture.ids
             matrix.update(torch.from_numpy(labels)[None], torch.from_numpy(picture.target)[None])
-        return matrix.scores()
+            if ids is not None:
+                counts = ids != LabelCoding.NO_INSTANCE
+                found = instances(labels, grow="gaps")
+                tables.append(overlaps(found[counts], ids[counts]))
+        scores = matrix.scores()
+        figures = {name: float(getattr(scores, name)) for name in FIGURES}
+        if tables:
+            figures[OBJECTS] = panoptic_quality(Overlaps.join(tables)).pq
+        return figures, list(scores.iu)
 
     def cost(self, model: nn.Module) -> float:
         """Measure the seconds that a pixel takes."""
@@ -113,7 +128,8 @@ class Validation:
             side = max(PROBE, math.isqrt(int(pixels)))
             (whole,) = self.pictures
             image, target = whole.image[:, :side, :side], whole.target[:side, :side]
-            self.pictures = [Picture(image, target, whole.name)]
+            ids = None if whole.ids is None else whole.ids[:side, :side]
+            self.pictures = [Picture(image, target, whole.name, ids)]
         self.pixels = sum(picture.target.size for picture in self.pictures)
 
     def _predict(self, model: nn.Module, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -136,7 +152,8 @@ class Course(Callback):
         seed: of what a step draws from torch's generators.
         folder: the run folder, for ``metrics.csv``, weights and checkpoints; None writes nothing.
         validation: None: the last weights count as the best.
-        patience: stop after so many validations in a row without a better mean IU.
+        patience: stop after so many validations in a row without a better mean IU; of objects,
+            panoptic quality.
         began: what `time.perf_counter` gave when the seconds began to count; None: now.
 
     Attributes:
@@ -301,17 +318,18 @@ class Course(Callback):
 
     def _validate(self, model: nn.Module) -> bool:
         """Complete the last row; return whether it is the best."""
-        row, figure = self.rows[-1], "validation_mean_iu"
+        row = self.rows[-1]
         if self.validation:
-            scores = self.validation(model)
-            row.update({f"validation_{name}": getattr(scores, name) for name in FIGURES})
+            figures, iu = self.validation(model)
+            row.update({f"validation_{name}": value for name, value in figures.items()})
+            figure = f"validation_{OBJECTS if OBJECTS in figures else 'mean_iu'}"
             # Where the pictures show void alone the figure is nan, and the last weights are kept.
             if not (math.isnan(row[figure]) or row[figure] > self.best.get(figure, -math.inf)):
                 self._stale += 1
                 if self.patience and self._stale >= self.patience and not self.ended:
                     self.ended = "patience"
                 return False
-            self.best = {**row, "iu": list(scores.iu)}
+            self.best = {**row, "iu": iu}
         else:
             self.best = dict(row)
         self._stale = 0

@@ -120,6 +120,14 @@ def train(
             "touching cells apart: gaps between them, weighted.",
         ),
     ] = "classes",
+    class_weight: Annotated[
+        Literal["none", "balanced"] | None,
+        auto(
+            "Training",
+            "Whether classes of few pixels weigh the more in the loss, so that all count alike.",
+            "none; unet-paper with objective touching balanced",
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         auto(
@@ -161,7 +169,8 @@ def train(
             "Training",
             "Elastic deformation: standard deviation in pixels of random displacements on a 3 x 3 "
             "grid a patch; 0 is off.",
-            f"{_by_solver('deform')}, objective touching {ELASTIC:g}",
+            f"{_by_solver('deform')}, objective touching {ELASTIC:g}, of a patch below 120 a "
+            "twelfth of it",
             min=0,
         ),
     ] = None,
@@ -285,6 +294,7 @@ def _besides(options: Any) -> str:
             (f"turned by up to {options.rotate:g} degrees", options.rotate > 0),
             (f"scaled by up to {options.scale:g}", options.scale > 1),
             (f"objective {options.objective}", options.objective != "classes"),
+            (f"classes {options.class_weight}", options.class_weight != "none"),
         ]
         if is_so
     ]

@@ -58,6 +58,7 @@ def fit(
     batch: int | None = None,
     patch: int | None = None,
     learning_rate: float | None = None,
+    class_weight: str | None = None,
     deform: float | None = None,
     rotate: float = 0.0,
     scale: float = 1.0,
@@ -87,7 +88,8 @@ def fit(
 
     The training ends with the first of `steps`, `epochs` and `time`; the learning rate follows the
     fraction of the budget that is spent. About ten times in the budget, and at its end, the whole
-    validation pictures are predicted, and the weights of the highest mean IU are kept. With a
+    validation pictures are predicted, and the weights of the highest mean IU are kept, or, of
+    objective "touching", of the highest panoptic quality of the objects. With a
     budget of time, validations take about a tenth of it at most, by being fewer or, where that is
     not enough, of fewer pictures. What is None below is `solvers.DEFAULTS`'s.
 
@@ -102,13 +104,17 @@ def fit(
         solver: "modern" or "unet-paper", a name of `solvers.SOLVERS`.
         objective: "classes" learns each pixel's class; "touching", from labels that are instances,
             the paper's target of cells with gaps between those that touch, where gaps weigh most
-            (`nn.TouchingCrossEntropy`); validation compares with plain cells.
+            (`nn.TouchingCrossEntropy`); validation closes them again (`segfuse.instances`).
         steps: to take.
         epochs: passes over the training pictures, counted in pixels, void too.
         time: seconds from the call on, with reading, validations and drawing.
         batch: patches a step.
         patch: pixels a side that a patch labels, of those that fit the network.
         learning_rate: the highest.
+        class_weight: "balanced" lets all classes count alike in the loss, over all pictures to
+            train on, so that few pixels of a class weigh the more; edges then lie farther out in
+            its favour. "none" weighs classes alike. None: as in the paper "balanced" for
+            "unet-paper" with "touching", else "none".
         deform: standard deviation in pixels of the displacements of a 3 x 3 grid by which a patch,
             margins included, is deformed; 0: not; a twelfth of its side at most, or it may fold
             (`data.augment.Deform`). None: 10 for "unet-paper" and for "touching", else 0.
@@ -126,7 +132,7 @@ def fit(
             (`devices.check_precision`).
         device: "auto", "cpu", "cuda", "cuda:N".
         seed: of weights, patches, dropout and the choice of validation pictures.
-        patience: stop after so many validations in a row without a better mean IU; not without
+        patience: stop after so many validations in a row without better weights; not without
             validation.
         threads: CPU threads; None as torch has them.
         workers: processes that cut patches; None: none on the CPU, up to 4 for a GPU.
@@ -145,8 +151,8 @@ def fit(
         SystemExit: SIGTERM came while it trained; the code is 143.
 
     Limits:
-        All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label, 5 of those
-        to train on for "touching".
+        All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label, 5 for
+        "touching".
     """
     began, output = perf_counter(), Path(output).absolute()
     folder.check_free(output, overwrite=overwrite)
@@ -161,6 +167,7 @@ def fit(
                 "batch": batch,
                 "patch": patch,
                 "learning_rate": learning_rate,
+                "class_weight": class_weight,
                 "deform": deform,
                 "rotate": rotate,
                 "scale": scale,
@@ -193,8 +200,15 @@ def fit(
         touching = objective == "touching"
         sides = [
             pictures.read(train, coding, normalisation, instances=touching),
-            pictures.read(held_out, coding, normalisation),
+            pictures.read(held_out, coding, normalisation, instances=touching),
         ]
+        most = max((int(p.ids.max()) for p in sides[0] if p.ids is not None), default=0)
+        if touching and most <= 1:
+            raise UserError(
+                f"{labels}: no picture to train on has two ids, by which objective touching tells "
+                "cells apart: number them, as skimage.measure.label does those that do not touch, "
+                "or take objective classes"
+            )
         for side, name in zip(sides, ("train on", "validate with"), strict=True):
             if side and all((picture.target == coding.VOID).all() for picture in side):
                 raise UserError(f"{labels}: the pictures to {name} have no pixel that counts")
@@ -279,7 +293,7 @@ def _read_again(run: Run) -> list[list[Picture]]:
                 [pictures.as_pair(p) for p in data[side]],
                 run.coding,
                 run.normalisation,
-                instances=touching and side == "train",
+                instances=touching,
             )
             for side in ("train", "validation")
         ]
@@ -333,9 +347,6 @@ def _train(
                 margin=margin,
                 seed=seed,
             )
-        loss: nn.Module = WeightedCrossEntropy()
-        if options.objective == "touching":
-            loss = TouchingCrossEntropy(class_weight=_balance(train), void=LabelCoding.NO_INSTANCE)
         checkpoint = run.path / folder.LAST
         learn(
             model,
@@ -348,7 +359,7 @@ def _train(
                 shift=options.shift,
                 wide=deform is not None,
             ),
-            loss,
+            _loss(options, train, run.coding.classes),
             course,
             batch=options.batch,
             solver=solver,
@@ -371,22 +382,34 @@ def _train(
     return Run.open(run.path)
 
 
-def _balance(pictures: Sequence[Picture]) -> tuple[float, float]:
-    """Weigh background and cells so that both count alike over all pictures together.
+def _loss(options: Options, pictures: Sequence[Picture], classes: int) -> nn.Module:
+    balanced = options.class_weight == "balanced"
+    touching = options.objective == "touching"
+    weights = _balance(pictures, classes, gaps=touching) if balanced else None
+    if touching:
+        of_both = None if weights is None else (weights[0], weights[1])
+        return TouchingCrossEntropy(class_weight=of_both, void=LabelCoding.NO_INSTANCE)
+    return WeightedCrossEntropy(class_weight=None if weights is None else torch.tensor(weights))
+
+
+def _balance(pictures: Sequence[Picture], classes: int, *, gaps: bool) -> list[float]:
+    """Weigh classes so that all there are count alike over all pictures together.
 
     The w_c of Ronneberger, Fischer, Brox 2015, section 3. Of each patch by itself, the few pixels
     of a cell that its edge cuts would weigh as much as all others.
     """
-    cells = pixels = 0
+    pixels = torch.zeros(classes, dtype=torch.float64)
     for picture in pictures:
-        ids = torch.from_numpy(picture.ids)
-        void = ids == LabelCoding.NO_INSTANCE
-        cells += int(separate_touching(ids.masked_fill(void, 0)).count_nonzero())
-        pixels += void.numel() - int(void.count_nonzero())
-    background = pixels - cells
-    if not (background and cells):
-        return 1.0, 1.0
-    return pixels / (2 * background), pixels / (2 * cells)
+        target = torch.from_numpy(picture.target)
+        if gaps:
+            ids = torch.from_numpy(picture.ids)
+            void = ids == LabelCoding.NO_INSTANCE
+            cells = separate_touching(ids.masked_fill(void, 0)) != 0
+            target = cells.byte().masked_fill_(void, LabelCoding.VOID)
+        pixels += torch.bincount(target.ravel().int(), minlength=256)[:classes]
+    found = pixels > 0
+    weights = pixels.sum() / (found.sum() * pixels)
+    return torch.where(found, weights, 1.0).tolist()
 
 
 def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:

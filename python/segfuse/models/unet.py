@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import crop_concat
+from ..ops.crop_concat import crop_concat
 
 __all__ = ["UNet"]
 

@@ -6,8 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..ops import weighted_cross_entropy
-from ..ops.weighted_cross_entropy import REDUCTIONS
+from ..ops.weighted_cross_entropy import REDUCTIONS, weighted_cross_entropy
 
 __all__ = ["WeightedCrossEntropy"]
 

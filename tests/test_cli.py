@@ -210,7 +210,7 @@ def test_unknown_options_get_one_line(command: str) -> None:
         (["evaluate", "a", "b", "--classes", "256"], "--classes"),
         (["evaluate", "a", "b", "--instances", "--boundaries"], "does not go with --instances"),
         (["evaluate", "a", "b", "--instances", "--picture=c.png"], "does not go with --picture"),
-        (["evaluate", "a", "b", "--instances", "--kind=classes"], "does not go with --kind"),
+        (["evaluate", "a", "b", "--instances", "--kind=classes"], "not go with --kind classes"),
         (["evaluate", "a", "b", "--boundaries", "--ignore=0"], "does not go with --ignore"),
         (["evaluate", "a", "b", "--boundaries", "--kind=binary"], "does not go with --kind"),
         (["predict", "run", "images", "-o", "a", "--smallest", "0"], "--smallest"),
@@ -407,6 +407,7 @@ def test_weights(data: Path, tmp_path: Path) -> None:
     code, said, err = segfuse("weights", str(tmp_path / "cells.png"), "-o", str(out), "--picture")
     assert code == 0, err
     assert f"2 files written to {out}: weights " in said
+    assert "each number was taken for the id of a cell; they could be classes" in said  # being two
     cut = ops.separate_touching(torch.from_numpy(ids))
     assert np.array_equal(tifffile.imread(out / "cells.tif"), ops.unet_weight_map(cut)[0])
     assert tifffile.imread(out / "cells.tif").dtype == np.float32

@@ -250,7 +250,7 @@ def test_instances(tmp_path: Path) -> None:
     images = tmp_path / "images"
     pictures = [grey(images / name, 40, 50) for name in ("a.png", "b.jpg")]
     grey(images / "c.tif", 3, 40, 50)
-    options: dict[str, Any] = {"smallest": 2, "grow": "gaps", "reach": 2.0}
+    options: dict[str, Any] = {"smallest": 2, "holes": 3, "grow": "gaps", "reach": 2.0}
     written = predict_files(run, images, tmp_path / "out", instances=True, **options)
     assert [path.name for path in written] == ["a.png", "b.png", "c.tif"]
     for file, target in zip([*pictures, images / "c.tif"], written, strict=True):
@@ -262,6 +262,12 @@ def test_instances(tmp_path: Path) -> None:
     plain, scores = predict_files(run, pictures[0], tmp_path / "both", instances=True, scores=True)
     mask = tifffile.imread(scores).argmax(0)
     assert np.array_equal(read_labels(plain)[0], instances(mask))
+
+    run.config["training"] = {"objective": "touching"}
+    (closed,) = predict_files(run, pictures[0], tmp_path / "closed", instances=True)
+    assert np.array_equal(read_labels(closed)[0], instances(mask, grow="gaps"))
+    (open_,) = predict_files(run, pictures[0], tmp_path / "open", instances=True, grow="none")
+    assert np.array_equal(read_labels(open_)[0], instances(mask))
 
 
 def test_instances_beyond_uint16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +287,8 @@ def test_instances_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     many = write_run(tmp_path / "many", LabelCoding("classes", 3, 255))
     with pytest.raises(UserError, match="many tells 3 classes apart: expected 2 for instances"):
         predict_files(many, image, out, instances=True)
-    options: list[dict[str, Any]] = [{"smallest": 2}, {"grow": "gaps"}, {"reach": 2.0}]
+    options: list[dict[str, Any]] = [{name: 2} for name in ("smallest", "holes", "reach")]
+    options.append({"grow": "gaps"})
     for option in options:
         with pytest.raises(UserError, match=f"{next(iter(option))} goes with instances only"):
             predict_files(run, image, out, **option)

@@ -14,9 +14,9 @@ from .files import check_free, whole
 from .terminal import (
     Classes,
     ClassNames,
-    Ignore,
     Kind,
     Overwrite,
+    auto,
     option,
     say,
     tabulate,
@@ -45,16 +45,28 @@ def evaluate(
         option(
             "Figures",
             "--instances",
-            help="Compare objects: numbers are their ids; of binary predictions, components.",
+            help="Compare objects, page by page: numbers are their ids; of binary predictions, "
+            "components.",
         ),
     ] = False,
     boundaries: Annotated[
         bool,
-        option("Figures", "--boundaries", help="Compare boundaries: 0, between cells: not 0."),
+        option(
+            "Figures",
+            "--boundaries",
+            help="Compare maps of boundaries: 0 on a boundary, another number within a cell.",
+        ),
     ] = False,
     kind: Kind = "auto",
     classes: Classes = None,
-    ignore: Ignore = None,
+    ignore: Annotated[
+        int | None,
+        auto(
+            "Data",
+            "Id of pixels that do not count.",
+            "255 if that is no class; with --instances none",
+        ),
+    ] = None,
     class_names: ClassNames = None,
     write_json: Annotated[
         Path | None, option("Output", "--json", help="Write all figures to this file.")
@@ -74,7 +86,9 @@ def evaluate(
     """
     if instances or boundaries:
         others = {"--classes": classes, "--class-names": class_names, "--picture": picture}
-        others["--kind"] = None if kind == "auto" or (instances and kind != "classes") else kind
+        others["--kind classes" if instances else "--kind"] = (
+            None if kind == "auto" or (instances and kind != "classes") else kind
+        )
         if boundaries:
             others |= {"--instances": instances or None, "--ignore": ignore}
         _alone("--boundaries" if boundaries else "--instances", others)

@@ -164,7 +164,9 @@ def evaluate_instances(
         labels: the true ids, of the same sort, matched as by `segfuse.evaluate`.
         kind: of the predictions, "binary" or "instances"; "auto" finds it out. With "instances" the
             labels are not asked whether they are binary either.
-        ignore: id in the labels of pixels that do not count.
+        ignore: id in the labels of pixels that do not count; what is predicted there alone is no
+            object, and one that is there in part keeps the rest (Kirillov et al. drop what is
+            mostly there).
         progress: show a bar on a terminal; needs rich.
 
     Raises:
@@ -189,8 +191,8 @@ def evaluate_instances(
         if len(ours) == 1 and (scattered or max(ours) > 1):
             raise UserError(
                 f"labels hold {max(ours)} alone besides 0: expected an id for each object, as a "
-                "mask does not tell objects that touch apart; if it is one, say that the kind is "
-                "instances"
+                "mask does not tell objects that touch apart; if that is one object, say that the "
+                "kind is instances"
             )
         pages = pages_of(predictions, labels)[1]
     tables, files, void = [], [], 0

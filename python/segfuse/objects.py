@@ -46,7 +46,7 @@ def instances(
     a background pixel to the nearest object where two are within `reach`, so that outlines on open
     background stay as they are (the distances d1 and d2 of Ronneberger, Fischer, Brox 2015,
     equation 2, by `segfuse.ops.label_distances`).  Objects that are truly that close apart come to
-    touch, but stay two.
+    touch, but stay two; of a pixel that is as near to both, which one gets it says nothing.
 
     Args:
         labels: class ids of 0 or more, (H, W) or (Z, Y, X), any integer dtype or bool.
@@ -64,7 +64,7 @@ def instances(
 
     Returns:
         int32 of the same shape, on the CPU: 0 is background, objects are 1, 2, ... n in the order
-        of their first pixels. Of objects that are equally near any gets the pixel.
+        of their first pixels before they grow. A volume's objects go through its planes.
 
     Raises:
         ValueError: a shape or number out of range.

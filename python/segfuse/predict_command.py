@@ -73,21 +73,30 @@ def predict(
         option(
             "Objects",
             "--instances",
-            help="Write ids of the foreground's objects; not of images of 256 MiB and more or "
-            "zarr, which are never in memory as a whole.",
+            help="Write ids of the foreground's objects, page by page; not of images of 256 MiB "
+            "and more or zarr, which are never in memory as a whole.",
         ),
     ] = False,
     smallest: Annotated[int, option("Objects", help="Drop objects of fewer pixels.", min=1)] = 1,
-    grow: Annotated[
-        Literal["gaps", "everywhere"] | None,
+    holes: Annotated[
+        int | None,
         auto(
             "Objects",
-            "gaps closes those between objects that touch, which a training may open; everywhere "
-            "takes all background around.",
-            "none",
+            "Fill background that one object encloses, of at most so many pixels.",
+            "whatever its size",
+            min=0,
         ),
     ] = None,
-    reach: Annotated[float, option("Objects", help="With --grow: pixels.")] = REACH,
+    grow: Annotated[
+        Literal["gaps", "everywhere", "none"] | None,
+        auto(
+            "Objects",
+            "gaps gives background within --reach of two objects to the nearest, as a training "
+            "may open it between those that touch; everywhere all within reach of one.",
+            "gaps of a run of objective touching, else none",
+        ),
+    ] = None,
+    reach: Annotated[float, option("Objects", help="With --grow: distance in pixels.")] = REACH,
     resume: Annotated[
         bool, option("Data", "--resume", help="Go on with what was interrupted.")
     ] = False,
@@ -174,7 +183,9 @@ def predict(
             asked=asked,
             scores=scores,
             probabilities=probabilities,
-            objects=Objects.of(instances=instances, smallest=smallest, grow=grow, reach=reach),
+            objects=Objects.of(
+                instances=instances, smallest=smallest, holes=holes, grow=grow, reach=reach
+            ),
             overwrite=overwrite,
             resume=resume,
             device=device,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from .data.pairs import _natural, find_images, number
 from .devices import threads as use_threads
 from .errors import UserError
 from .journal import JOURNAL, Journal, staged, state_of
-from .objects import REACH, Grow
+from .objects import REACH
 from .objects import instances as find_instances
 from .run import Run
 from .tiling.job import Job, Result, Work
@@ -43,6 +43,8 @@ from .tiling.sources import _ZARR_FILES, Source, sources, zarr_module
 from .tiling.targets import Part, Target, open_target
 
 __all__ = ["Prediction", "predict_files", "prepare"]
+
+Growth: TypeAlias = Literal["gaps", "everywhere", "none"]
 
 _LARGE = 2**28  # bytes of decoded pixels from which on a file is read and written by bands
 _LARGE_SCORES = 2**30  # or of scores that are to be written
@@ -60,7 +62,8 @@ def predict_files(
     probabilities: bool = False,
     instances: bool = False,
     smallest: int = 1,
-    grow: Grow | None = None,
+    holes: int | None = None,
+    grow: Growth | None = None,
     reach: float = REACH,
     tile: int | Sequence[int] | Literal["auto"] = "auto",
     memory: int | str | None = None,
@@ -97,12 +100,16 @@ def predict_files(
         probabilities: likewise ``<name>_probabilities.tif``, the softmax of the scores. All results
             come of one pass, but with `blend` or `augment`, whose scores are averaged another way.
         instances: of a run of two classes, write the ids of the foreground's objects, page by page,
-            as `segfuse.instances` finds them with all holes filled: uint16, from 65,536 objects on
-            uint32, which a PNG does not hold. Not of images that are predicted by bands, as the
-            components of an image are known when all of it is.
+            each with ids of its own, as `segfuse.instances` finds them: uint16, from 65,536 objects
+            on uint32, which a PNG does not hold. Not of images that are predicted by bands, as the
+            components of an image are known when all of it is. It takes up to 33 bytes a pixel of
+            a page besides `memory`.
         smallest: with `instances`: objects of fewer pixels are dropped.
+        holes: with `instances`: background that one object encloses is given to it where it has at
+            most so many pixels; None: whatever its size.
         grow: with `instances`: "gaps" gives the background between two objects to them, which a
-            training with separated contacts leaves; "everywhere" all around them.
+            training with separated contacts leaves; "everywhere" all around them; "none" nothing.
+            None: "gaps" of a run of objective "touching", else "none".
         reach: with `grow`: pixels.
         tile: the network's input size, as of `segfuse.predict`.
         memory: bytes for the network and the bands, likewise.
@@ -148,7 +155,9 @@ def predict_files(
         ),
         scores=scores,
         probabilities=probabilities,
-        objects=Objects.of(instances=instances, smallest=smallest, grow=grow, reach=reach),
+        objects=Objects.of(
+            instances=instances, smallest=smallest, holes=holes, grow=grow, reach=reach
+        ),
         overwrite=overwrite,
         resume=resume,
         device=device,
@@ -160,15 +169,26 @@ def predict_files(
 
 @dataclass(frozen=True)
 class Objects:
-    """How objects are made of a class map: the arguments of `segfuse.instances`."""
+    """How objects are made of a class map: the arguments of `segfuse.instances`.
+
+    Attributes:
+        grow: "none" is their None; None is as the run was trained.
+    """
 
     smallest: int
-    grow: Grow | None
+    holes: int | None
+    grow: Growth | None
     reach: float
 
     @classmethod
     def of(
-        cls, *, instances: bool, smallest: int, grow: Grow | None, reach: float
+        cls,
+        *,
+        instances: bool,
+        smallest: int,
+        holes: int | None,
+        grow: Growth | None,
+        reach: float,
     ) -> Objects | None:
         """Check the options of `predict_files`; None without instances.
 
@@ -179,20 +199,35 @@ class Objects:
         if not instances:
             for name, given in [
                 ("smallest", smallest != 1),
+                ("holes", holes is not None),
                 ("grow", grow),
                 ("reach", reach != REACH),
             ]:
                 if given:
                     raise UserError(f"{name} goes with instances only")
             return None
-        if grow is None and reach != REACH:
+        objects = cls(smallest, holes, grow, reach)
+        objects.find(np.zeros((1, 1), np.uint8))
+        return objects
+
+    def of_run(self, run: Run) -> Objects:
+        """As a run was trained, where nothing else was asked for."""
+        touching = run.config.get("training", {}).get("objective") == "touching"
+        grow = self.grow or ("gaps" if touching else "none")
+        if grow == "none" and self.reach != REACH:
             raise UserError("reach goes with grow only")
-        find_instances(np.zeros((1, 1), np.uint8), smallest=smallest, grow=grow, reach=reach)
-        return cls(smallest, grow, reach)
+        return replace(self, grow=grow)
+
+    def find(self, labels: NDArray[Any]) -> NDArray[np.int32]:
+        """Number the objects of a page (H, W)."""
+        grow = None if self.grow == "none" else self.grow
+        return find_instances(
+            labels, smallest=self.smallest, holes=self.holes, grow=grow, reach=self.reach
+        )
 
     def write(self, path: Path, labels: NDArray[Any]) -> None:
         """Write the ids of the objects of pages (P, H, W), 0 being background."""
-        pages = np.stack([find_instances(page, **asdict(self)) for page in labels])
+        pages = np.stack([self.find(page) for page in labels])
         most = int(pages.max())
         if most > _MOST_SHORT and path.suffix.lower() == ".png":
             raise UserError(
@@ -252,8 +287,10 @@ def prepare(
     if objects is not None and run.coding.classes != _TWO:
         raise UserError(
             f"{run.path} tells {run.coding.classes} classes apart: expected 2 for instances, "
-            "background and foreground"
+            "background and foreground; predict classes, and let segfuse.instances find the "
+            "objects of one"
         )
+    objects = objects and objects.of_run(run)
     kinds = ["labels", *["scores"] * scores, *["probabilities"] * probabilities]
     with use_threads(threads):
         job = Job.of(run, asked, device, precision)
@@ -267,8 +304,9 @@ def prepare(
         streamed = [file.path for file in files if file.streamed]
         if streamed and objects is not None:
             raise UserError(
-                f"{streamed[0]} would be predicted by bands, as images of 256 MiB and more and "
-                "zarr are: instances need the whole label map in memory"
+                f"{streamed[0]} would be predicted by bands, as zarr, images of 256 MiB and more, "
+                "and scores of 1 GiB and more are: instances need the whole label map in memory; "
+                "predict classes, and let segfuse.instances find the objects, a part at a time"
             )
         if streamed:
             zarr_module("a large image")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .data.files import read_labels, write_maps
+from .data.labels import detect
 from .data.pairs import find_images
 from .errors import UserError
 from .files import check_free, whole
@@ -35,12 +36,15 @@ class WeightMaps:
         least: of all weights.
         most: of all weights.
         binary: label files whose objects are connected components.
+        classes: whether the numbers, each of which was taken for the id of a cell, could as well
+            be classes or grey values (`data.detect`).
     """
 
     files: list[Path]
     least: float
     most: float
     binary: int
+    classes: bool
 
 
 def write_weights(
@@ -65,7 +69,7 @@ def write_weights(
             single number besides 0 the 4-connected components are the cells.
         output: a folder, made if missing, for float32 TIFFs of the labels' names; or of a single
             file a name that ends in .tif, or in .png or .pdf for a picture alone.
-        w0: the largest weight of a border, at least 0.
+        w0: what a border adds at most, at least 0.
         sigma: of its fall, in pixels, above 0.
         separate: put background between cells that touch first; without, their contact has none to
             be weighed.
@@ -102,7 +106,15 @@ def write_weights(
                 _draw(file, maps[0])
             else:
                 write_maps(file, maps)
-    return WeightMaps([file for files in targets for file in files], least, most, binary)
+    files = [file for files in targets for file in files]
+    return WeightMaps(files, least, most, binary, _as_classes(sources, ignore))
+
+
+def _as_classes(sources: list[Path], ignore: int | None) -> bool:
+    try:
+        return detect(sources, ignore=ignore).kind == "classes"
+    except UserError:  # more classes than there can be
+        return True
 
 
 def _draw(file: Path, weights: NDArray[np.float32]) -> None:

@@ -28,7 +28,7 @@ def weights(
             help="Folder for the TIFFs; or, of a single picture, a .tif, .png or .pdf.",
         ),
     ],
-    w0: Annotated[float, option("Map", "--w0", help="Largest weight of a border.")] = 10.0,
+    w0: Annotated[float, option("Map", "--w0", help="What a border adds at most.")] = 10.0,
     sigma: Annotated[float, option("Map", help="Pixels of its fall, as of a Gaussian.")] = 5.0,
     separate: Annotated[
         bool,
@@ -44,8 +44,8 @@ def weights(
     """Write U-Net's weight maps of label pictures: large between cells that touch.
 
     Float32 TIFFs of w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), d1 and d2 being the distances to the
-    two nearest cells: equation 2 of Ronneberger, Fischer, Brox 2015. Numbers in labels are ids of
-    cells; of a mask, connected components are the cells.
+    two nearest cells: equation 2 of Ronneberger, Fischer, Brox 2015. w_c balances background and
+    cells, page by page. Numbers in labels are ids of cells; of a mask, connected components are.
     """
     from .data.pairs import number
     from .weights import write_weights
@@ -61,6 +61,8 @@ def weights(
         overwrite=overwrite,
         track=_tracked,
     )
+    if found.classes:
+        say("each number was taken for the id of a cell; they could be classes, or grey values")
     if found.binary:
         say(f"{number(found.binary, 'file')} read as binary, cells are its components")
     say(

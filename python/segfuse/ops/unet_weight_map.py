@@ -102,7 +102,7 @@ def unet_weight_map(
 
     ``w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2))``, equation 2 of Ronneberger, Fischer, Brox 2015: d1
     and d2 are the distances to the nearest and second nearest cell, w_c balances the classes.  In
-    time linear in the pixels, whatever the number of cells, and no distance at full precision is
+    time linear in the pixels, whatever the number of cells; the last axis's distances are never
     stored (:func:`segfuse.ops.label_distances` gives them).
 
     Args:

@@ -15,6 +15,18 @@ void define(torch::stable::detail::StableLibrary& m) {
   m.def("crop_concat_out(Tensor skip, Tensor up, Tensor(a!) out) -> ()");
   m.def("crop_concat_backward(Tensor grad, SymInt[] skip_size) -> Tensor");
   m.def(
+      "deconv_upsample(Tensor x, Tensor? weight, Tensor? skip, int factor, int kernel_size, "
+      "SymInt[] offset, SymInt[] size) -> Tensor");
+  m.def(
+      "deconv_upsample_out(Tensor x, Tensor? weight, Tensor? skip, int factor, int kernel_size, "
+      "SymInt[] offset, Tensor(a!) out) -> ()");
+  m.def(
+      "deconv_upsample_backward_x(Tensor grad, Tensor? weight, int factor, int kernel_size, "
+      "SymInt[] offset, SymInt[] size) -> Tensor");
+  m.def(
+      "deconv_upsample_backward_weight(Tensor grad, Tensor x, int factor, int kernel_size, "
+      "SymInt[] offset, ScalarType dtype) -> Tensor");
+  m.def(
       "elastic_deform(Tensor image, Tensor grid, Tensor? affine, int border, float fill) -> "
       "Tensor");
   m.def(

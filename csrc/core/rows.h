@@ -29,7 +29,11 @@
 //                                             are left as they are
 //   Run run(const Row&, int64_t x) const;     the run that element x lies in
 //
-// and takes a Run in place of a Row in operator() and at(), for elements of that run alone.
+// and takes a Run in place of a Row in operator() and at(), for elements of that run alone.  One
+// that reads far more than it writes says how many elements for one, so that few rows are shared
+// by threads too, and that nothing is streamed:
+//
+//   int64_t work() const;
 #pragma once
 
 #include "core/split.h"
@@ -402,16 +406,21 @@ void for_each_row(const Tensor& out, Memory memory, const std::array<F, n>& part
   const int64_t size = Pieces<F>::size, bytes = out.numel() * size;
   if (bytes == 0) return;
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t shares = std::clamp<int64_t>(bytes / RowPolicy::grain, 1, threads);
   const auto all = pieces(parts, std::make_index_sequence<n>());
-  // Streaming stores spare the read of what is overwritten, but leave nothing in the cache for the
-  // next operator.  Fresh memory is not streamed to: the system has just brought each page into the
-  // cache, to clear it.
-  bool stream = memory == Memory::reused && bytes > host::streams_from;
-  for (const F& f : parts) stream = stream && f.longest() * size >= RowPolicy::streamed;
-  stream = stream || host::streams_from < 0;
-  if (memory == Memory::fresh) ask_for_large_pages(out);
-  stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
+  if constexpr (requires(const F& f) { f.work(); }) {
+    const int64_t grain = RowPolicy::grain / std::max<int64_t>(parts[0].work(), 1) + 1;
+    fill_parts<false>(all, std::clamp<int64_t>(bytes / grain, 1, threads));
+  } else {
+    const int64_t shares = std::clamp<int64_t>(bytes / RowPolicy::grain, 1, threads);
+    // Streaming stores spare the read of what is overwritten, but leave nothing in the cache for
+    // the next operator.  Fresh memory is not streamed to: the system has just brought each page
+    // into the cache, to clear it.
+    bool stream = memory == Memory::reused && bytes > host::streams_from;
+    for (const F& f : parts) stream = stream && f.longest() * size >= RowPolicy::streamed;
+    stream = stream || host::streams_from < 0;
+    if (memory == Memory::fresh) ask_for_large_pages(out);
+    stream ? fill_parts<true>(all, shares) : fill_parts<false>(all, shares);
+  }
 }
 
 #endif

@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "core/deformation.h"
-#include "core/four.h"
+#include "core/lanes.h"
 #include "core/out.h"
 
 namespace segfuse::SEGFUSE_BACKEND {
@@ -126,7 +126,7 @@ struct Deform {
             for (int j = 1; j < taps; ++j) sum[k] += w[j] * static_cast<Acc>(rows[j][k * step]);
           }
         } else {
-          Four<Acc> row[taps], total;
+          Lanes<Acc, taps> row[taps], total;
           for (int j = 0; j < taps; ++j) row[j].load(rows[j]);
           total.set(w[0], row[0]);
           for (int j = 1; j < taps; ++j) total.add(w[j], row[j]);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .confusion_matrix import confusion_matrix
 from .crop_concat import crop_concat
+from .deconv_upsample import bilinear_kernel, deconv_upsample
 from .elastic_deform import elastic_deform, random_deformation
 from .gather_tiles import gather_tiles
 from .label_distances import label_distances
@@ -13,8 +14,10 @@ from .unet_weight_map import unet_weight_map, unet_weight_map_2019
 from .weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = [
+    "bilinear_kernel",
     "confusion_matrix",
     "crop_concat",
+    "deconv_upsample",
     "elastic_deform",
     "gather_tiles",
     "label_distances",

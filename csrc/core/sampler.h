@@ -1,0 +1,89 @@
+// Where upsampling takes its values from, along an axis: positions, weights and borders of
+// transposed convolution and of bilinear interpolation.
+//
+// Two axes are sampled independently, so that a pixel's weights are products of two.
+#pragma once
+
+#include "core/math.h"
+#include "core/split.h"
+
+namespace segfuse::SEGFUSE_BACKEND {
+
+// Sources, or targets, from the first to the last; none where the last lies before the first.
+struct Range {
+  int64_t first, last;
+  SEGFUSE_FUNCTOR constexpr int64_t count() const { return last < first ? 0 : last - first + 1; }
+};
+
+// Transposed convolution, of which `size` elements from `offset` on are wanted:
+//
+//   out[p] = sum over q of x[q] w[p + offset - q factor],  0 <= p + offset - q factor < kernel
+struct Deconvolution {
+  int64_t count, size;  // sources and targets
+  int64_t factor, kernel, offset;
+
+  // Of the uncropped result.
+  SEGFUSE_FUNCTOR constexpr int64_t full() const { return (count - 1) * factor + kernel; }
+
+  // The sources that reach target p.
+  SEGFUSE_FUNCTOR constexpr Range sources(int64_t p) const {
+    const int64_t at = p + offset, last = split(at, factor).quotient;
+    return {at < kernel ? 0 : split(at - kernel, factor).quotient + 1,
+            last < count ? last : count - 1};
+  }
+  // Which element of the kernel carries source q to target p.
+  SEGFUSE_FUNCTOR constexpr int64_t tap(int64_t p, int64_t q) const {
+    return p + offset - q * factor;
+  }
+  // The targets that source q reaches.
+  SEGFUSE_FUNCTOR constexpr Range targets(int64_t q) const {
+    const int64_t first = q * factor - offset, last = first + kernel - 1;
+    return {first < 0 ? 0 : first, last < size ? last : size - 1};
+  }
+};
+
+// A bilinear kernel's elements along an axis: 1 - |t - centre| / reach.
+template <class Acc>
+struct BilinearKernel {
+  Acc centre, reach;
+
+  SEGFUSE_FUNCTOR constexpr explicit BilinearKernel(int64_t size)
+      : centre(static_cast<Acc>(size % 2 == 1 ? (size + 1) / 2 - 1 : size / 2 - Acc(0.5))),
+        reach(static_cast<Acc>((size + 1) / 2)) {}
+
+  SEGFUSE_FUNCTOR constexpr Acc operator()(int64_t t) const {
+    const Acc away = static_cast<Acc>(t) - centre;
+    return 1 - (away < 0 ? -away : away) / reach;
+  }
+};
+
+// Bilinear interpolation from `count` to `size` elements, as torch's: the outermost source is held
+// beyond the border.  With `corners`, first and last elements coincide; else their outer edges do.
+template <class Acc>
+struct Interpolation {
+  struct Place {
+    int64_t low, high;  // neighbours; the same where there is but one
+    Acc fraction;       // weight of `high`
+  };
+
+  int64_t count;
+  bool corners;
+  Acc step;  // sources from one target to the next
+
+  SEGFUSE_FUNCTOR constexpr Interpolation(int64_t count_, int64_t size, bool corners_)
+      : count(count_),
+        corners(corners_),
+        step(!corners_  ? static_cast<Acc>(count_) / static_cast<Acc>(size)
+             : size > 1 ? static_cast<Acc>(count_ - 1) / static_cast<Acc>(size - 1)
+                        : Acc(0)) {}
+
+  SEGFUSE_FUNCTOR constexpr Place place(int64_t p) const {
+    const Acc middle =
+        corners ? step * static_cast<Acc>(p) : step * (static_cast<Acc>(p) + Acc(0.5)) - Acc(0.5);
+    const Acc at = middle < 0 ? Acc(0) : middle;
+    const int64_t below = static_cast<int64_t>(at), low = below < count ? below : count - 1;
+    return {low, low + (low < count - 1), at - static_cast<Acc>(low)};
+  }
+};
+
+}  // namespace segfuse::SEGFUSE_BACKEND

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from . import backbones
 from .unet import UNet
 
-__all__ = ["MODELS", "UNet", "build"]
+__all__ = ["MODELS", "UNet", "backbones", "build"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
 

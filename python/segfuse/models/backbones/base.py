@@ -74,9 +74,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.classes = classes
         self.channels = channels
-        self.scaling = Scaling.imagenet()
+        self.scaling = self.default_scaling()
         self.register_state_dict_post_hook(_without_scaling)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_scaling)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def default_scaling() -> Scaling:
+        """What torchvision's published weights of this network were trained on."""
+        return Scaling.imagenet()
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores (N, classes) of images (N, 3, H, W), RGB, 0..1, floating.

@@ -58,7 +58,6 @@ class GoogLeNet(Backbone):
         blocks = {name: [widened(c, width) for c in each] for name, each in _BLOCKS.items()}
         out = {name: a + c + e + f for name, (a, _, c, _, e, f) in blocks.items()}
         super().__init__(classes, (out["3b"], out["4e"], out["5b"]))
-        self.scaling = Scaling((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         self.conv1 = _Convolution(3, stem, 7, stride=2, padding=3)
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.conv2 = _Convolution(stem, stem, 1)
@@ -75,6 +74,11 @@ class GoogLeNet(Backbone):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(cin, classes)
         self.reset_parameters()
+
+    @staticmethod
+    def default_scaling() -> Scaling:
+        """What torchvision's published weights of this network were trained on."""
+        return Scaling((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def _scores(self, x: Tensor) -> Tensor:
         for stage in self._stages():

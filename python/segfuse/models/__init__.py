@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from . import backbones
+from .convolutionalize import convolutionalize
 from .unet import UNet
 
-__all__ = ["MODELS", "UNet", "backbones", "build"]
+__all__ = ["MODELS", "UNet", "backbones", "build", "convolutionalize"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..convolutionalize import as_convolution
+from ..sharing import as_convolution, sharing
 from .scaling import Scaling
 
 __all__ = ["Backbone", "Encoder", "Layout", "convolutional_head", "widened"]
@@ -115,7 +114,7 @@ class Backbone(nn.Module):
         """
         if layout not in {"published", "aligned"}:
             raise ValueError(f"layout: expected 'published' or 'aligned', got {layout!r}")
-        stages = [_sharing(stage) for stage in self._stages()]
+        stages = [sharing(stage) for stage in self._stages()]
         windows = [m for m in chain(*map(_windows, stages)) if max(_pair(m.kernel_size)) > 1]
         for window in windows:
             if layout == "published":
@@ -193,12 +192,6 @@ def _windows(module: nn.Module) -> Iterator[Any]:
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _sharing(module: nn.Module) -> nn.Module:
-    """A copy with the same parameters and buffers."""
-    memo: dict[int, Any] = {id(t): t for t in chain(module.parameters(), module.buffers())}
-    return copy.deepcopy(module, memo)
 
 
 def _without_scaling(_: Any, state: dict[str, Any], prefix: str, __: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -70,6 +71,7 @@ class GoogLeNet(Backbone):
                 self.add_module(pool, nn.MaxPool2d(kernel, 2, ceil_mode=True))
             self.add_module(f"inception{name}", _Inception(cin, each))
             cin = out[name]
+        self._layers = [name for name, _ in self.named_children() if name != "scaling"]
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(cin, classes)
@@ -81,16 +83,16 @@ class GoogLeNet(Backbone):
         return Scaling((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     def _scores(self, x: Tensor) -> Tensor:
-        for stage in self._stages():
-            x = stage(x)  # last (N, 1024, H / 32, W / 32)
+        for name in self._layers:
+            x = getattr(self, name)(x)  # last (N, 1024, H / 32, W / 32)
         scores: Tensor = self.fc(self.dropout(torch.flatten(self.avgpool(x), 1)))
         return scores
 
     def _stages(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        names = [name for name, _ in self.named_children() if name != "scaling"]
-        cuts = [0, names.index(_TO16), names.index(_TO32), names.index("avgpool")]
+        cuts = [0, self._layers.index(_TO16), self._layers.index(_TO32), len(self._layers)]
         to8, to16, to32 = (
-            nn.Sequential(*(getattr(self, name) for name in names[a:b])) for a, b in pairwise(cuts)
+            nn.Sequential(OrderedDict((name, getattr(self, name)) for name in self._layers[a:b]))
+            for a, b in pairwise(cuts)
         )
         return to8, to16, to32
 

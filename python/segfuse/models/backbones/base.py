@@ -103,11 +103,11 @@ class Backbone(nn.Module):
                 first convolution pads by 100 pixels, in place of its own padding, all poolings
                 round up, all else pads as in the classifier, and the head's first convolution,
                 7x7 in VGG and 6x6 in AlexNet, does not.
-                "aligned": every window has its centre on an element. Those of odd width k, poolings
-                too, pad by k // 2; 2x2 poolings round up; the head's 7x7 convolution pads by 3, the
-                6x6 by 2 before and 3 after, which puts its outputs in the middle of the pixels
-                that they stand for. So a stage of stride s makes ceil(n / s) of n elements, from 1
-                on: the coarse map covers the image, and nothing but it.
+                "aligned": windows of odd width k, poolings too, pad by k // 2, so that elements are
+                their centres; 2x2 poolings round up; the head's 7x7 convolution pads by 3, the 6x6
+                by 2 before and 3 after, which puts its outputs in the middle of the pixels that
+                they stand for. So a stage of stride s makes ceil(n / s) of n elements, from 1 on:
+                the coarse map covers the image, and nothing but it.
 
         Raises:
             ValueError: another layout.

@@ -71,11 +71,15 @@ def test_backbones(name: str) -> None:
 
 
 def test_parameters_are_the_classifiers() -> None:
-    net = BACKBONES["vgg16_bn"](classes=5, width=1 / 32)
+    net: Any = BACKBONES["vgg16_bn"](classes=5, width=1 / 32)
+    net.features[1].eval()  # normalisation that is held fast
     before = {k: (str(m), m.training) for k, m in net.named_modules()}
     dense = convolutionalize(net, 224)
     assert {k: (str(m), m.training) for k, m in net.named_modules()} == before
+    modes = {k: m.training for k, m in dense.named_modules()}
+    assert modes == {k: before[k][1] for k in modes}
     assert dense.training
+    assert not modes["features.1"]
     assert [k for k in dense.state_dict() if "scaling" not in k] == [*net.state_dict()]
     known = dict(net.named_parameters())
     for name, parameter in dense.named_parameters():

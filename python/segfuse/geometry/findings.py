@@ -31,13 +31,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Feature:
-    """A tensor inside the network: what made it, and its spatial axes."""
+    """A tensor inside the network: what made it, and its spatial axes.
+
+    Attributes:
+        layer: as in ``named_modules()``.
+        operation: torch's name of it.
+        shape: of the tensor.
+        axes: its spatial ones.
+        dtype: of the tensor.
+        parameters: numbers that this operation is the first to use.
+        multiply_adds: that it takes for one image, see `cost`.
+        depth: convolutions on the longest way from the input to here, this one included.
+    """
 
     layer: str
     operation: str
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     dtype: torch.dtype
+    parameters: int = 0
+    multiply_adds: int = 0
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,9 @@ class Trace:
         sound: (elements, of which needed) for paddings that repeat what a tile must have.
         resizes: interpolations that must sample at positions of the whole image.
         interpolations: how many there were so far.
+        parameters: numbers that all operations use, on maps or not.
+        multiply_adds: of all operations.
+        depth: convolutions on the longest way through the network.
     """
 
     features: list[Feature] = field(default_factory=list)
@@ -86,3 +103,6 @@ class Trace:
     sound: list[tuple[int, int]] = field(default_factory=list)
     resizes: list[Resize] = field(default_factory=list)
     interpolations: int = 0
+    parameters: int = 0
+    multiply_adds: int = 0
+    depth: int = 0

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from .axis import Axis
+from .cost import Costs
 from .findings import Feature, GeometryError, Trace
 from .rules import (
     JOINING,
@@ -38,7 +39,13 @@ _RETURN_THEIR_INPUT = {  # in eval mode; the graph gives them memory of their ow
 _WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}  # place of the inner graph
 
 
-def walk(module: GraphModule, image: str, outputs: tuple[str, ...], known: dict[str, str]) -> Trace:
+def walk(
+    module: GraphModule,
+    image: str,
+    outputs: tuple[str, ...],
+    known: dict[str, str],
+    parameters: dict[str, tuple[int, int]],
+) -> Trace:
     """Carry axes from the placeholder `image` to the results named `outputs`.
 
     Args:
@@ -46,16 +53,19 @@ def walk(module: GraphModule, image: str, outputs: tuple[str, ...], known: dict[
         image: name of its input, (1, C, *S).
         outputs: names of what it returns, in order.
         known: name of a constant to a digest of its values.
+        parameters: name of a parameter to a key of the tensor that it is, and its size.
 
     Raises:
         GeometryError: the first output is no map in the layout of the image.
     """
-    return _Walk(known).run(_unwrapped(module), image, outputs)
+    costs = Costs(image, parameters)
+    return _Walk(known, costs).run(_unwrapped(module), image, outputs)
 
 
 class _Walk:
-    def __init__(self, known: dict[str, str]) -> None:
+    def __init__(self, known: dict[str, str], costs: Costs) -> None:
         self.trace = Trace()
+        self.costs = costs
         self.known = known
         self.dims: dict[Node, Dims] = {}
         self.number: dict[Node, int] = {}
@@ -118,14 +128,22 @@ class _Walk:
         return along == list(range(rank)) and not any(dims[:-rank]) and node not in self.positions
 
     def _keep(
-        self, node: Node, layer: str, operation: str, into: list[Feature] | None = None
+        self,
+        node: Node,
+        layer: str,
+        operation: str,
+        into: list[Feature] | None = None,
+        cost: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         value, axes = node.meta["val"], tuple(a for a in self.dims[node] if a)
-        feature = Feature(layer, operation, tuple(value.shape), axes, value.dtype)
+        feature = Feature(layer, operation, tuple(value.shape), axes, value.dtype, *cost)
         (self.trace.features if into is None else into).append(feature)
 
     def _step(self, node: Node) -> None:
-        op = name(node)
+        op, cost = name(node), self.costs.add(node)
+        self.trace.parameters += cost[0]
+        self.trace.multiply_adds += cost[1]
+        self.trace.depth = max(self.trace.depth, cost[2])
         self.trace.interpolations += op.removeprefix("_").startswith("upsample_")
         maps = [n for n in values(node) if any(self.dims.get(n, ()))]
         call = Call(
@@ -142,7 +160,7 @@ class _Walk:
         self.dims[node] = dims
         self.trace.rules.append((call.layer, op, self._wired(node), rule))
         if any(dims) and isinstance(node.meta.get("val"), torch.Tensor):
-            self._keep(node, call.layer, name(maps[0]) if op == "getitem" else op)
+            self._keep(node, call.layer, name(maps[0]) if op == "getitem" else op, cost=cost)
 
     def _blame(self, call: Call, reason: str) -> None:
         if call.node in self.needed:

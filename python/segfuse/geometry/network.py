@@ -17,7 +17,7 @@ from .findings import Feature, Finding, GeometryError, Resize, Trace
 from .glance import checked_shape, copied, glance, like, line, quiet, remembered
 from .graph import walk
 
-__all__ = ["Geometry", "check_same", "of", "stated", "trace"]
+__all__ = ["Geometry", "check_same", "of", "scaled", "stated", "trace"]
 
 _TRIALS = 5  # multiples of the stride, doubling, at which a network may pad itself to size
 
@@ -41,6 +41,11 @@ class Geometry:
         misaligned: layers that join maps whose elements lie at different places, with the distance
             in input pixels: at sizes that this network should not be given.
         peak: bytes of all maps that live at once, at most, with the input.
+        parameters: numbers that the outputs are made with.
+        multiply_adds: products that are added up for one image, in convolutions, transposed ones
+            and matrix products; padding counts as if it were of the image.
+        depth: convolutions on the longest way through the network, transposed ones not counted:
+            the "conv. layers" of Long, Shelhamer, Darrell 2015.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +55,9 @@ class Geometry:
     everywhere: tuple[Finding, ...] = ()
     misaligned: tuple[tuple[Finding, Fraction], ...] = ()
     peak: int = 0
+    parameters: int = 0
+    multiply_adds: int = 0
+    depth: int = 0
     rules: tuple[tuple[Any, ...], ...] = ()
     sound: tuple[tuple[int, int], ...] = ()
     resizes: tuple[Resize, ...] = ()
@@ -156,34 +164,40 @@ class Geometry:
                     f"geometry: size: expected {base} plus or minus a multiple of {step}, got {n}"
                 )
 
-    def table(self) -> list[tuple[str, ...]]:
+    def table(self, *, costs: bool = False) -> list[tuple[str, ...]]:
         """A row a map, the head first; maps that are like the one before them have none.
 
         Sizes are in elements of the map, strides and receptive fields in input pixels, one number
         where all axes agree.  The rim is how many elements at each end are not sound where a tile
         was cut, "4" or, if the ends differ, "4+5".
+
+        Args:
+            costs: give parameters and multiply-adds too, and a row to every map that has any.
         """
-        rows: list[tuple[str, ...]] = [
-            ("layer", "operation", "channels", "size", "stride", "receptive field", "rim")
-        ]
+        head = ("layer", "operation", "channels", "size", "stride", "receptive field", "rim")
+        rows: list[tuple[str, ...]] = [(*head, "parameters", "multiply-adds") if costs else head]
         before = None
         for f in self.features:
-            if (f.shape, f.axes) == before:
+            spent = costs and (f.parameters or f.multiply_adds)
+            if (f.shape, f.axes) == before and not spent:
                 continue
             before = f.shape, f.axes
             usual = len(f.shape) == len(self.shape) and f.shape[2:] == tuple(a.size for a in f.axes)
             rims = [f"{a.bad_lo}+{a.bad_hi}" if a.bad_lo != a.bad_hi else a.bad_lo for a in f.axes]
-            rows.append(
-                (
-                    f.layer,
-                    f.operation.rpartition("::")[2],
-                    str(f.shape[1]) if usual else "",
-                    _by(a.size for a in f.axes),
-                    _short(a.scale for a in f.axes),
-                    _short(floor(a.reach) for a in f.axes),
-                    _short(rims),
-                )
+            row = (
+                f.layer,
+                f.operation.rpartition("::")[2],
+                str(f.shape[1]) if usual else "",
+                _by(a.size for a in f.axes),
+                _short(a.scale for a in f.axes),
+                _short(floor(a.reach) for a in f.axes),
+                _short(rims),
             )
+            cost = (
+                f"{f.parameters:,}" if f.parameters else "",
+                scaled(f.multiply_adds) if f.multiply_adds else "",
+            )
+            rows.append((*row, *cost) if costs else row)
         return rows
 
     def __str__(self) -> str:
@@ -285,6 +299,9 @@ def _traced(model: nn.Module, shape: tuple[int, ...]) -> Geometry:
         everywhere=tuple(found.everywhere),
         misaligned=tuple(found.misaligned),
         peak=peak,
+        parameters=found.parameters,
+        multiply_adds=found.multiply_adds,
+        depth=found.depth,
         rules=tuple(found.rules),
         sound=tuple(found.sound),
         resizes=tuple(found.resizes),
@@ -303,13 +320,17 @@ def _walk(model: nn.Module, shape: tuple[int, ...]) -> Trace:
                 f"the network cannot be read at input {_by(shape[2:])}: {why}{what}"
             ) from error
     signature = program.graph_signature
-    constants = {}
+    constants, parameters = {}, {}
     for spec in signature.input_specs:
         value = program.constants.get(spec.target or "")
         if isinstance(value, Tensor):
             constants[spec.arg.name] = _digest(value)
+        elif spec.target in signature.parameters:
+            held = program.state_dict[spec.target]
+            parameters[spec.arg.name] = id(held), held.numel()
     outputs = tuple(map(str, signature.user_outputs))
-    return walk(program.graph_module, str(signature.user_inputs[0]), outputs, constants)
+    image = str(signature.user_inputs[0])
+    return walk(program.graph_module, image, outputs, constants, parameters)
 
 
 def check_same(a: Geometry, b: Geometry) -> None:
@@ -393,8 +414,18 @@ def _each(name: str, value: int | Sequence[int], rank: int, least: int) -> tuple
     return values
 
 
+def scaled(count: int) -> str:
+    """Three figures of a count, and its unit: "18.3 G"."""
+    for exponent, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if count >= 9.995 * 10 ** (exponent - 1):
+            return f"{count / 10**exponent:#.3g} {unit}".replace(". ", " ")
+    return str(count)
+
+
 def _digest(value: Tensor) -> str:
-    """Of shape, dtype and values."""
+    """Of shape, dtype and values; of shape and dtype where a network has no values."""
+    if value.is_meta:
+        return f"{tuple(value.shape)} {value.dtype}"
     flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     head = f"{tuple(value.shape)} {value.dtype}".encode()
     return hashlib.sha256(head + flat.numpy().tobytes()).hexdigest()

@@ -329,8 +329,8 @@ def _walk(model: nn.Module, shape: tuple[int, ...]) -> Trace:
             held = program.state_dict[spec.target]
             parameters[spec.arg.name] = id(held), held.numel()
     outputs = tuple(map(str, signature.user_outputs))
-    image = str(signature.user_inputs[0])
-    return walk(program.graph_module, image, outputs, constants, parameters)
+    name = str(signature.user_inputs[0])
+    return walk(program.graph_module, name, outputs, constants, parameters)
 
 
 def check_same(a: Geometry, b: Geometry) -> None:

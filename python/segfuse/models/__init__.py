@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from . import backbones
 from .convolutionalize import convolutionalize
+from .fcn import FCN, fcn
 from .unet import UNet
 
-__all__ = ["MODELS", "UNet", "backbones", "build", "convolutionalize"]
+__all__ = ["FCN", "MODELS", "UNet", "backbones", "build", "convolutionalize"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    **{f"fcn{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)},
+}
 
 
 def build(name: str, in_channels: int, classes: int, **options: Any) -> nn.Module:
     """Make the network `name`, maps images (N, in_channels, *S) to logits (N, classes, *S').
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`: unet, or fcn32s, fcn16s, fcn8s.
         in_channels: channels of the image.
         classes: channels of the logits.
-        options: what the network's class takes besides.
+        options: what the network takes besides: `UNet`, `fcn`.
 
     Raises:
         ValueError: an unknown name; the text lists the known. What the network itself refuses.

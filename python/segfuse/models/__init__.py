@@ -10,14 +10,16 @@ from torch import nn
 
 from . import backbones
 from .convolutionalize import convolutionalize
-from .fcn import FCN, fcn
+from .fcn import FCN, named_fcn
 from .unet import UNet
+from .unpool import UnpoolNet, named_unpoolnet
 
-__all__ = ["FCN", "MODELS", "UNet", "backbones", "build", "convolutionalize"]
+__all__ = ["FCN", "MODELS", "UNet", "UnpoolNet", "backbones", "build", "convolutionalize"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
-    **{f"fcn{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)},
+    **{f"fcn{stride}s": partial(named_fcn, stride=stride) for stride in (32, 16, 8)},
+    "unpoolnet": named_unpoolnet,
 }
 
 
@@ -25,10 +27,10 @@ def build(name: str, in_channels: int, classes: int, **options: Any) -> nn.Modul
     """Make the network `name`, maps images (N, in_channels, *S) to logits (N, classes, *S').
 
     Args:
-        name: a key of `MODELS`: unet, or fcn32s, fcn16s, fcn8s.
+        name: a key of `MODELS`: unet, fcn32s, fcn16s, fcn8s, unpoolnet.
         in_channels: channels of the image.
         classes: channels of the logits.
-        options: what the network takes besides: `UNet`, `fcn`.
+        options: what the network takes besides: `UNet`, `named_fcn`, `named_unpoolnet`.
 
     Raises:
         ValueError: an unknown name; the text lists the known. What the network itself refuses.

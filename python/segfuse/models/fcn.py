@@ -15,7 +15,7 @@ from ..nn.upsampling import DeconvUpsample
 from .backbones import Backbone, Encoder
 from .backbones import backbone as make_backbone
 
-__all__ = ["FCN", "align", "fcn"]
+__all__ = ["FCN", "align", "named_fcn"]
 
 _STRIDES = (32, 16, 8)
 _UPSAMPLE = ("learned", "fixed", "bilinear")
@@ -56,6 +56,7 @@ class FCN(nn.Module):
             scored, as released for a training of all strides at once, with one rate for all.
 
     Attributes:
+        in_channels: of the images that it is meant for, 3 or 1; it takes both.
         crops: name of a layer (score16, score8, up16, up8, up) to the elements that are cropped
             from the start of its map; the ends follow. Layers of which none are have no entry.
 
@@ -93,6 +94,7 @@ class FCN(nn.Module):
         _require("upsample", "'learned', 'fixed' or 'bilinear'", upsample, ok=upsample in _UPSAMPLE)
         if isinstance(backbone, str):
             backbone = make_backbone(backbone)
+        self.in_channels = 3
         self.classes = classes
         self.stride = 32
         self.upsample = upsample
@@ -218,7 +220,7 @@ class FCN(nn.Module):
         return F.pad(scores, (self._rim,) * 4, mode="replicate") if self._rim else scores
 
 
-def fcn(
+def named_fcn(
     in_channels: int,
     classes: int,
     *,
@@ -247,8 +249,10 @@ def fcn(
         ValueError: another number of channels; what `FCN` and `backbones.backbone` refuse.
     """
     _require("in_channels", "1 or 3", in_channels, ok=in_channels in {1, 3})
-    net = make_backbone(backbone, weights=weights, width=width)
-    return FCN(net, classes, stride=stride, upsample=upsample, layout=layout, at_once=at_once)
+    classifier = make_backbone(backbone, weights=weights, width=width)
+    net = FCN(classifier, classes, stride=stride, upsample=upsample, layout=layout, at_once=at_once)
+    net.in_channels = in_channels
+    return net
 
 
 def align(coarse: Axis, fine: Axis, factor: int) -> tuple[int, Axis]:

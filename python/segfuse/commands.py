@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .anatomy_command import anatomy
 from .demo import DAY, MOST_STEPS, MOST_THREADS, SECONDS, STEPS, DemoError
 from .demo import run as run_demo
 from .evaluate_command import evaluate
@@ -67,6 +68,7 @@ app.command()(predict)
 
 app.command()(evaluate)
 app.command()(weights)
+app.command()(anatomy)
 
 
 @app.command()

@@ -36,7 +36,7 @@ from segfuse.data import Normalisation, image_header, read_labels, write_labels 
 from segfuse.models import MODELS  # noqa: E402
 from segfuse.solvers import SOLVERS  # noqa: E402
 
-COMMANDS = ("train", "predict", "evaluate", "weights", "inspect", "info", "demo")
+COMMANDS = ("train", "predict", "evaluate", "weights", "anatomy", "inspect", "info", "demo")
 needs_demo = pytest.mark.skipif(
     any(demo.find_spec(name) is None for name in demo.PACKAGES), reason="needs segfuse[demo]"
 )

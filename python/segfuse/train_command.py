@@ -88,7 +88,10 @@ def train(
             "uint16 by 65535, and leaves other numbers as they are.",
         ),
     ] = "percentile",
-    model: Annotated[Literal["unet"], option("Model", help="Network.")] = "unet",
+    model: Annotated[
+        Literal["unet", "fcn32s", "fcn16s", "fcn8s", "unpoolnet"],
+        option("Model", help="Network."),
+    ] = "unet",
     base: Annotated[
         int | None, auto("Model", "Channels of the first level.", _by_solver("base"), min=1)
     ] = None,

@@ -87,7 +87,8 @@ class Trace:
         misaligned: joins of tensors whose elements lie at different places, with the distance.
         rules: every operation (layer, name, ...) without its sizes: equal at two sizes if the
             network does the same at both.
-        sound: (elements, of which needed) for paddings that repeat what a tile must have.
+        sound: (axis of the input, elements, of which needed) for paddings that repeat what a tile
+            must have, if it is cut along that axis.
         resizes: interpolations that must sample at positions of the whole image.
         interpolations: how many there were so far.
         parameters: numbers that all operations use, on maps or not.
@@ -100,7 +101,7 @@ class Trace:
     everywhere: list[Finding] = field(default_factory=list)
     misaligned: list[tuple[Finding, Fraction]] = field(default_factory=list)
     rules: list[tuple[Any, ...]] = field(default_factory=list)
-    sound: list[tuple[int, int]] = field(default_factory=list)
+    sound: list[tuple[int, int, int]] = field(default_factory=list)
     resizes: list[Resize] = field(default_factory=list)
     interpolations: int = 0
     parameters: int = 0

@@ -59,7 +59,7 @@ class Geometry:
     multiply_adds: int = 0
     depth: int = 0
     rules: tuple[tuple[Any, ...], ...] = ()
-    sound: tuple[tuple[int, int], ...] = ()
+    sound: tuple[tuple[int, int, int], ...] = ()
     resizes: tuple[Resize, ...] = ()
 
     @property

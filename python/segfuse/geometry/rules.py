@@ -327,8 +327,8 @@ def _pad(call: Call) -> Result:
             # What the border repeats must be sound itself: element 0, or up to `before`.
             mirrors = mode == "reflect"
             call.trace.sound += [
-                (old.size - old.bad_hi, before * mirrors + 1),
-                (old.size - old.bad_lo, after * mirrors + 1),
+                (old.axis, old.size - old.bad_hi, before * mirrors + 1),
+                (old.axis, old.size - old.bad_lo, after * mirrors + 1),
             ]
     if mode == "circular":
         raise LooksEverywhere("joins opposite borders of the image", tuple(dims))

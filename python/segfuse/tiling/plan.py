@@ -293,15 +293,17 @@ class _Framed:
         return best or smallest
 
     def _sound(self, lengths: tuple[int, ...], steps: Sequence[int]) -> tuple[int, ...]:
-        """Lengthen a tile until its border paddings repeat nothing contaminated."""
+        """Lengthen a tile until its border paddings repeat nothing contaminated.
+
+        Axes that are not cut have nothing contaminated.
+        """
         while any(
-            have < need for sides in self.sides(lengths) for have, need in self.look(sides).sound
+            have < need and sides[k] < total[k]
+            for sides, total in zip(self.sides(lengths), self.sides(self.total), strict=True)
+            for k, have, need in self.look(sides).sound
         ):
             axes = zip(self.total, lengths, steps, strict=True)
-            longer = tuple(min(n, t + s) for n, t, s in axes)
-            if longer == lengths:
-                break
-            lengths = longer
+            lengths = tuple(min(n, t + s) for n, t, s in axes)
         return lengths
 
     def _plan(

@@ -192,8 +192,10 @@ class FCN(nn.Module):
         size, crop = images.shape[2:], self.crops.get("up", 0)
         scores = self._continued(scores)
         # Elements that the last pixels want behind the map; none in the layouts of our backbones.
+        # Where scores are held, the filter's slope down to zero must lie outside.
+        slope = self.up.kernel_size // 2 * self._rim
         h, w = (
-            max(0, -((self.up.full_size(n) - crop - m) // self.up.factor))
+            max(0, -((self.up.full_size(n) - slope - crop - m) // self.up.factor))
             for n, m in zip(scores.shape[2:], size, strict=True)
         )
         if h or w:

@@ -580,6 +580,29 @@ def _crop_concat(call: Call) -> Result:
     return tuple(dims), tuple(crops)
 
 
+def _deconv_upsample(call: Call) -> Result:
+    """`segfuse.ops.deconv_upsample`: a transposed convolution, cropped, and a skip added to it."""
+    args = call.args
+    x, skip, factor, kernel = (args[n] for n in ("x", "skip", "factor", "kernel_size"))
+    if x not in call.maps or not {*call.maps} <= {x, skip}:
+        raise LooksEverywhere("joins the map with what varies over space by itself")
+    crops: list[tuple[int, int]] = []
+
+    def upsample(d: int, a: Axis, n: int) -> Axis:
+        full = (a.size - 1) * factor + kernel
+        crops.append((args["offset"][d], full - args["offset"][d] - n))
+        made = a.scatter(full, kernel, factor).padded(*(-c for c in crops[-1]))
+        if skip is None:
+            return made
+        other = call.dims_of.get(skip, (None,) * len(call.new))[d]
+        if other is None and _varies(call, skip, d):
+            raise LooksEverywhere("combines the map with what varies over space by itself")
+        return call.meet(other, made) if other else made
+
+    dims = call.each(2, upsample)
+    return dims, (factor, kernel, tuple(crops))
+
+
 def _varies(call: Call, node: Node, d: int) -> bool:
     """Whether a tensor that is not made of the image may vary along dimension d, from -1 back."""
     size = shape(node)
@@ -660,7 +683,7 @@ _RANDOM = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout
 UNIFORM = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"}
 SHAPE_ONLY = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # of a second tensor
 POSITIONS_PASS = {"getitem", "squeeze", "unsqueeze", "detach", "to"}  # keep positions what they are
-JOINING = (join, _cat, _crop_concat, _unpooling)  # may take several maps
+JOINING = (join, _cat, _crop_concat, _deconv_upsample, _unpooling)  # may take several maps
 
 REASONS = {  # why an operation has no rule, where its name may not say
     **{
@@ -708,4 +731,5 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **dict.fromkeys(_RANDOM, _random),
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _cat),
     "segfuse::crop_concat": _crop_concat,
+    "segfuse::deconv_upsample": _deconv_upsample,
 }

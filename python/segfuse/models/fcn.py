@@ -132,6 +132,7 @@ class FCN(nn.Module):
         expected = " or ".join(map(str, finer_ones)) or "a coarser network than of stride 8"
         _require("stride", expected, stride, ok=stride in finer_ones)
         finer = copy.deepcopy(coarser)
+        finer.zero_grad()
         while finer.stride > stride:
             finer._refine()  # noqa: SLF001 - it is of this class
         return finer
@@ -142,8 +143,9 @@ class FCN(nn.Module):
         axis = self._axes[self.stride]
         up, scores = self._aligned(axis, 2, learned=self.upsample == "learned")
         ahead = int(scores.offset(axis))
-        self.add_module(f"score{self.stride}", self._scoring(_STRIDES.index(self.stride)))
-        self.add_module(f"up{self.stride}", up)
+        score = self._scoring(_STRIDES.index(self.stride))
+        self.add_module(f"score{self.stride}", score.train(self.training))
+        self.add_module(f"up{self.stride}", up.train(self.training))
         self._crop(f"up{self.stride}", ahead)
         self._crop(f"score{self.stride}", -ahead)
         self._scores = scores.padded(min(0, -ahead), 0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from segfuse.models import FCN, UnpoolNet
 from segfuse.models.backbones import BACKBONES, Backbone, Scaling
 from segfuse.models.fcn import align
 from segfuse.nn import DeconvUpsample, depthwise_weight, max_pool, max_unpool
-from segfuse.nn.upsampling import bilinear_kernel
+from segfuse.ops import bilinear_kernel, deconv_upsample
 from segfuse.tiling.plan import Wish, exact
 
 STRIDES = (32, 16, 8)
@@ -555,9 +556,6 @@ def test_tiles_of_other_backbones(name: str, layout: Any) -> None:
 def test_tiles_of_unpoolnet(up: Any) -> None:
     net = wide(UnpoolNet(backbone(), 2, up=up))
     assert_seamless(net, (423, 33))
-    found = geometry.network.trace(net, (1, 3, 423, 33))
-    assert not found.misaligned
-    assert found.stride == (32, 32)
 
 
 def assert_seamless(net: nn.Module, size: tuple[int, int]) -> None:
@@ -570,3 +568,82 @@ def assert_seamless(net: nn.Module, size: tuple[int, int]) -> None:
     for other in (given, tiled):
         assert np.abs(other - whole).max() <= 1e-12 * np.abs(whole).max()
     assert max(len(cuts) for cuts in exact(net, (1, 3, *size), Wish(tile=(1, 1))).cuts) > 2
+    found = geometry.network.trace(net, (1, 3, *size))
+    assert not found.misaligned
+    assert found.stride == (32, 32)
+
+
+# The operator's geometry
+
+
+class Up(nn.Module):
+    """Pools, and upsamples again with a crop and a skip: by the operator, or in its parts."""
+
+    def __init__(self, data: st.DataObject, *, skip: bool) -> None:
+        super().__init__()
+        self.factor = data.draw(st.integers(1, 4), "factor")
+        kernel = data.draw(st.integers(1, 9), "kernel")
+        self.first = nn.Conv2d(1, 2, 3, padding=1)
+        self.pool = nn.MaxPool2d(self.factor + 1, self.factor, ceil_mode=True)
+        self.weight = nn.Parameter(torch.rand(2, kernel, kernel) + 0.1)
+        self.offset = tuple(data.draw(st.integers(0, 6), "offset") for _ in range(2))
+        self.cut = data.draw(st.integers(0, 3), "cut")
+        self.skip = skip
+        self.whole = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.first(x)
+        x = self.pool(skip)
+        made: Tensor = F.conv_transpose2d(x, self.weight[:, None], stride=self.factor, groups=2)
+        size = [
+            min(n - o, m) - self.cut
+            for n, o, m in zip(made.shape[2:], self.offset, skip.shape[2:], strict=True)
+        ]
+        skip = skip[:, :, : size[0], : size[1]]
+        if self.whole:
+            return deconv_upsample(
+                x,
+                self.weight,
+                factor=self.factor,
+                offset=self.offset,
+                size=size,
+                skip=skip if self.skip else None,
+            )
+        (top, left), (h, w) = self.offset, size
+        made = made[:, :, top : top + h, left : left + w]
+        return made + skip if self.skip else made
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data(), st.booleans())
+def test_the_operator_is_followed_as_its_parts(data: st.DataObject, skip: bool) -> None:
+    net = Up(data, skip=skip)
+    shape = (1, 1, 29, 33)
+    found = geometry.network.trace(net, shape)
+    net.whole = False
+    parts = geometry.network.trace(net, shape)
+    assert found.output == parts.output
+    assert [by for _, by in found.misaligned] == [by for _, by in parts.misaligned]
+    assert found.parameters == parts.parameters
+    assert (found.everywhere, parts.everywhere) == ((), ())
+
+
+def test_what_no_tile_can_upsample() -> None:
+    constant = torch.arange(64.0).reshape(1, 1, 8, 8).expand(-1, 4, -1, -1)
+
+    def constant_skip(x: Tensor) -> Tensor:
+        return deconv_upsample(x, factor=1, skip=constant)
+
+    def constant_map(x: Tensor) -> Tensor:
+        return deconv_upsample(constant, factor=1, skip=x)
+
+    def sideways(x: Tensor) -> Tensor:
+        return deconv_upsample(x.permute(0, 2, 1, 3), factor=1).permute(0, 2, 1, 3)
+
+    for make, reason in [
+        (constant_skip, "varies over space by itself"),
+        (constant_map, "varies over space by itself"),
+        (sideways, "treats a spatial axis as channels"),
+    ]:
+        (finding,) = geometry.network.trace(zoo.Lambda(make), (1, 1, 8, 8)).everywhere
+        assert reason in finding.reason

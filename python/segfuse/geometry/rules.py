@@ -597,7 +597,7 @@ def _deconv_upsample(call: Call) -> Result:
         other = call.dims_of.get(skip, (None,) * len(call.new))[d]
         if other is None and _varies(call, skip, d):
             raise LooksEverywhere("combines the map with what varies over space by itself")
-        return call.meet(other, made) if other else made
+        return call.meet(made, other) if other else made
 
     dims = call.each(2, upsample)
     return dims, (factor, kernel, tuple(crops))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ._deconv import bilinear_kernel, deconv_upsample
+from ..ops import bilinear_kernel, deconv_upsample
 
 __all__ = ["DeconvUpsample", "depthwise_weight"]
 

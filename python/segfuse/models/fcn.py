@@ -48,8 +48,8 @@ class FCN(nn.Module):
         upsample: "learned", as published: the filters that upsample by 2 start bilinear and learn,
             a filter a class, and the last is bilinear (Section 4.3). "fixed", as released: all are
             bilinear. "bilinear": all are, and beyond their border the scores go on, where with the
-            other two they fall to zero: inside it, and to it, this is
-            ``F.interpolate(align_corners=False)``.
+            other two they fall to zero. Of an aligned VGG and an image of whole strides this is
+            ``F.interpolate(align_corners=False)``, to the last pixel.
         layout: of the encoder. "published": the image is padded by 100 pixels. "aligned": windows
             are padded by half their width, so that maps cover the image and nothing is wasted.
         at_once: the map at stride 16 is multiplied by 0.01 and that at 8 by 0.0001 before they are
@@ -110,8 +110,8 @@ class FCN(nn.Module):
         while self.stride > stride:
             self._refine()
 
-    @classmethod
-    def from_coarser(cls, coarser: FCN, *, stride: Literal[16, 8]) -> FCN:
+    @staticmethod
+    def from_coarser(coarser: FCN, *, stride: Literal[16, 8]) -> FCN:
         """Start a finer network from a trained one, as the paper's stages do (Section 4.2).
 
         Args:
@@ -170,8 +170,10 @@ class FCN(nn.Module):
     def _aligned(self, fine: Axis, factor: int, *, learned: bool) -> tuple[DeconvUpsample, Axis]:
         """The filter that upsamples the scores so far, and the axis of the result, uncropped."""
         kernel, axis = align(self._scores.padded(self._rim, self._rim), fine, factor)
-        up = DeconvUpsample(self.classes, factor, kernel_size=kernel, learned=learned)
-        return up.to(self.score32.weight), axis
+        like = self.score32.weight
+        with like.device:
+            up = DeconvUpsample(self.classes, factor, kernel_size=kernel, learned=learned)
+        return up.to(like.dtype), axis
 
     def _crop(self, layer: str, count: int) -> None:
         self.crops.pop(layer, None)

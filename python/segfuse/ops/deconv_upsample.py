@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -441,14 +442,14 @@ def _compare(name: str, x: Tensor, weight: Tensor, factor: int) -> Iterator[Benc
     for kind, used in filters.items():
         yield Benchmark(
             f"{name}, {kind}, out=",
-            ours=lambda kind=kind, used=used: ours(x, used, kind, out=out),
-            peer=lambda used=used: peer(x, used),
+            ours=partial(ours, x, used, kind, out=out),
+            peer=partial(peer, x, used),
             bytes_moved=bytes_moved,
         )
         yield Benchmark(
             f"{name}, {kind}, forward and backward, fresh",
-            ours=lambda kind=kind: both(kind, lambda x, w: ours(x, w, kind)),
-            peer=lambda kind=kind: both(kind, peer),
+            ours=partial(both, kind, partial(ours, kind=kind)),
+            peer=partial(both, kind, peer),
             bytes_moved=None,
         )
     yield Benchmark(

@@ -152,7 +152,8 @@ struct BackwardX {
   }
 };
 
-// Rows of the weight's gradient, (C, k, k), each of the sources' and targets' rows that it pairs.
+// The weight's gradient, (C, k, k), a channel a row: so a row of targets, which belongs to several
+// taps, is still in the cache when it is read again.
 template <class T, class To>
 struct BackwardWeight {
   using Value = To;
@@ -160,7 +161,6 @@ struct BackwardWeight {
     To* to;
     int64_t step, size;
     const T *x, *grad;
-    int64_t tap;
   };
 
   Deconvolution down, across;
@@ -170,15 +170,12 @@ struct BackwardWeight {
   int64_t channels;
   Steps x_step, grad_step;
 
-  SEGFUSE_FUNCTOR int64_t rows() const { return channels * down.kernel; }
-  SEGFUSE_FUNCTOR int64_t longest() const { return across.kernel; }
+  SEGFUSE_FUNCTOR int64_t rows() const { return channels; }
+  SEGFUSE_FUNCTOR int64_t longest() const { return down.kernel * across.kernel; }
   int64_t work() const { return batch * down.count * across.count; }
 
-  SEGFUSE_FUNCTOR Row row(int64_t r) const {
-    const Split at = split(r, down.kernel);
-    return {
-        to + r * across.kernel,           1,           across.kernel, x + at.quotient * x_step.c,
-        grad + at.quotient * grad_step.c, at.remainder};
+  SEGFUSE_FUNCTOR Row row(int64_t c) const {
+    return {to + c * longest(), 1, longest(), x + c * x_step.c, grad + c * grad_step.c};
   }
 
   template <class N>
@@ -186,12 +183,20 @@ struct BackwardWeight {
     for_each_block(n, [&](int64_t begin, auto m) __attribute__((always_inline)) {
       double sum[RowPolicy::width];
       for (int64_t i = 0; i < m; ++i) sum[i] = 0;
+      const int64_t from = first + begin, k = across.kernel;
+      const Split start = split(from, k);
       for (int64_t b = 0; b < batch; ++b) {
         for (int64_t q = 0; q < down.count; ++q) {
-          const int64_t p = q * down.factor + row.tap - down.offset;
-          if (p < 0 || p >= down.size) continue;
-          pair(across, row.x + b * x_step.n + q * x_step.y, x_step.x,
-               row.grad + b * grad_step.n + p * grad_step.y, first + begin, m, sum);
+          int64_t ty = start.quotient, tx = start.remainder;
+          for (int64_t i = 0; i < m; ++ty, tx = 0) {
+            const int64_t taps = k - tx < m - i ? k - tx : m - i;
+            const int64_t p = q * down.factor + ty - down.offset;
+            if (p >= 0 && p < down.size) {
+              pair(across, row.x + b * x_step.n + q * x_step.y, x_step.x,
+                   row.grad + b * grad_step.n + p * grad_step.y, tx, taps, sum + i);
+            }
+            i += taps;
+          }
         }
       }
       for (int64_t i = 0; i < m; ++i) values[begin + i] = static_cast<To>(sum[i]);

@@ -34,6 +34,7 @@ from segfuse import (  # noqa: E402
 )
 from segfuse.data import Normalisation, image_header, read_labels, write_labels  # noqa: E402
 from segfuse.models import MODELS  # noqa: E402
+from segfuse.models.backbones import BACKBONES  # noqa: E402
 from segfuse.solvers import SOLVERS  # noqa: E402
 
 COMMANDS = ("train", "predict", "evaluate", "weights", "anatomy", "inspect", "info", "demo")
@@ -250,13 +251,15 @@ def test_train_takes_what_fit_takes() -> None:
         for function in (train_command.train, training.fit)
     )
     ours["names"] = ours.pop("class_names")
-    assert set(ours) - {"ctx", "resume"} == set(theirs) - {"progress"}
+    assert set(ours) - {"ctx", "resume", "stages"} == set(theirs) - {"progress"}
     for name in set(ours) & set(theirs) - {"images", "labels", "output"}:
         assert ours[name].default == theirs[name].default, name
     hints = get_type_hints(train_command.train)
     assert get_args(hints["solver"]) == tuple(SOLVERS)
     assert get_args(hints["model"]) == tuple(MODELS)
-    assert hints["normalise"] == get_type_hints(Normalisation)["method"]
+    (method, _) = get_args(hints["normalise"])  # and None
+    assert method == get_type_hints(Normalisation)["method"]
+    assert get_args(get_args(hints["backbone"])[0]) == tuple(sorted(BACKBONES))
 
 
 # From images to figures

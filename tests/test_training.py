@@ -31,7 +31,7 @@ from PIL import Image  # noqa: E402
 from runs import TINY, one_thread, write_pictures  # noqa: E402, F401
 from safetensors.torch import load_file  # noqa: E402
 
-from segfuse import course, loop, pictures, solvers, training  # noqa: E402
+from segfuse import course, loop, pictures, preparation, solvers, training  # noqa: E402
 from segfuse import run as folder  # noqa: E402
 from segfuse.course import Budget, Course  # noqa: E402
 from segfuse.data.labels import LabelCoding, detect  # noqa: E402
@@ -305,7 +305,7 @@ def test_labels_are_read_alike_whatever_the_seed(
         asked.append([file.name for file in files])
         return detect(files, **options)
 
-    monkeypatch.setattr(training, "detect", record)
+    monkeypatch.setattr(preparation, "detect", record)
     for seed in (0, 2):
         fit(**data, output=tmp_path / f"{seed}", **{**SMALL, "steps": 1}, seed=seed)
     assert asked == [[f"{i}.png" for i in range(5)]] * 2
@@ -812,8 +812,11 @@ def test_interrupt_is_passed_on(
         ({"threads": 0}, "threads: expected 1 to 1024, got 0"),
         ({"workers": -1}, "workers: expected"),
         ({"validation": 1.0}, "fraction: expected 0 to below 1"),
-        ({"model": "vnet"}, "model: expected one of unet, got 'vnet'"),
-        ({"solver": "lbfgs"}, "solver: expected one of modern, unet-paper, got 'lbfgs'"),
+        ({"model": "vnet"}, "model: expected one of .*unet, unpoolnet, got 'vnet'"),
+        (
+            {"solver": "lbfgs"},
+            "solver: expected one of modern, unet-paper, fcn-paper, .*, got 'lbfgs'",
+        ),
         ({"precision": "16", "device": "cpu"}, "16 runs on CUDA only"),
         ({"precision": "64"}, "precision: expected auto, 32, bf16 or 16"),
         ({"device": "tpu"}, "device: expected auto"),

@@ -125,10 +125,10 @@ SEGFUSE_FUNCTOR void expand_runs(const Lines<Acc, height>& from, F factor, int64
     }
     for (int64_t r = 0; r < runs; ++r) {
       for (int e = 0; e < factor; ++e) {
-        Acc sum = 0;
-        for (int h = 0; h < height; ++h) {
-          const Acc part = from.line[h][r] * near[h][e] + from.line[h][r - 1] * far[h][e];
-          sum = h == 0 ? part : sum + part;
+        Acc sum = from.line[0][r] * near[0][e] + from.line[0][r - 1] * far[0][e];
+        for (int h = 1; h < height; ++h) {
+          sum += from.line[h][r] * near[h][e];
+          sum += from.line[h][r - 1] * far[h][e];
         }
         to[r * factor + e] = sum;
       }
@@ -151,7 +151,8 @@ SEGFUSE_FUNCTOR void expand_runs(const Lines<Acc, height>& from, F factor, int64
       for (; e < factor; ++e) {
         Acc sum = 0;
         for (int h = 0; h < height; ++h) {
-          sum += from.line[h][r] * from.w[h][e] + from.line[h][r - 1] * from.w[h][factor + e];
+          sum += from.line[h][r] * from.w[h][e];
+          sum += from.line[h][r - 1] * from.w[h][factor + e];
         }
         to[e] = sum;
       }
@@ -159,7 +160,9 @@ SEGFUSE_FUNCTOR void expand_runs(const Lines<Acc, height>& from, F factor, int64
   }
 }
 
-// Targets first to first + n - 1 from lines that hold the sources from q0 on.
+// Targets first to first + n - 1 from lines that hold the sources from q0 on.  A target's sum is
+// taken line by line, the last source first, wherever it lies between first and n: so that a crop
+// has the bits of the whole.
 template <class Acc, int height>
 SEGFUSE_FUNCTOR void expand_lines(const Deconvolution& columns, const Lines<Acc, height>& from,
                                   int64_t q0, int64_t first, int64_t n, Acc* to) {
@@ -186,9 +189,9 @@ SEGFUSE_FUNCTOR void expand_lines(const Deconvolution& columns, const Lines<Acc,
     const int64_t m = std::min(factor - at.remainder, n - i);
     std::fill_n(to + i, m, Acc(0));
     const Range across = columns.sources(first + i);
-    for (int64_t s = across.last; s >= across.first; --s) {
-      const int64_t t = columns.tap(first + i, s), covered = std::min(m, columns.kernel - t);
-      for (int h = 0; h < height; ++h) {
+    for (int h = 0; h < height; ++h) {
+      for (int64_t s = across.last; s >= across.first; --s) {
+        const int64_t t = columns.tap(first + i, s), covered = std::min(m, columns.kernel - t);
         const Acc source = from.line[h][s - q0];
         for (int64_t e = 0; e < covered; ++e) to[i + e] += source * from.w[h][t + e];
       }

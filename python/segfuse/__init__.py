@@ -4,9 +4,9 @@
 networks, ``segfuse.geometry`` tells where each output pixel of any network comes from.  Importing
 registers ``torch.ops.segfuse``; it needs torch and NumPy alone.
 
-``fit``, ``resume``, ``predict``, ``predict_files``, ``instances``, ``evaluate`` and its kin, and
-``inspect`` are the program, as functions; what they need (``pip install 'segfuse[cli]'``) is
-imported when they are first used.
+``fit``, ``fit_stages``, ``resume``, ``predict``, ``predict_files``, ``instances``, ``evaluate`` and
+its kin, and ``inspect`` are the program, as functions; what they need (``pip install
+'segfuse[cli]'``) is imported when they are first used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .prediction import predict
     from .prediction_files import predict_files
     from .run import Run
-    from .training import fit, resume
+    from .stages import fit_stages, resume
+    from .training import fit
 
 __all__ = [
     "Run",
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate_boundaries",
     "evaluate_instances",
     "fit",
+    "fit_stages",
     "geometry",
     "inspect",
     "instances",
@@ -55,11 +57,12 @@ _LAZY = {
     "evaluate_boundaries": "boundary_evaluation",
     "evaluate_instances": "instance_evaluation",
     "fit": "training",
+    "fit_stages": "stages",
     "inspect": "data",
     "instances": "objects",
     "predict": "prediction",
     "predict_files": "prediction_files",
-    "resume": "training",
+    "resume": "stages",
 }
 
 

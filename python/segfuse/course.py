@@ -148,7 +148,8 @@ class Course(Callback):
     Args:
         budget: when to stop.
         rate: the highest learning rate.
-        schedule: see `solvers.Solver`; over the part of the budget that the first step finds.
+        schedule: see `solvers.Solver`; over the part of the budget that the first step finds. A
+            group of parameters has it times its "scale".
         seed: of what a step draws from torch's generators.
         folder: the run folder, for ``metrics.csv``, weights and checkpoints; None writes nothing.
         validation: None: the last weights count as the best.
@@ -259,8 +260,9 @@ class Course(Callback):
         self.spent = self.budget.spent(step, self.seconds, self._reserve)
         # A schedule is of what reading has left, be it nothing.
         fraction = (self.spent - self._start) / max(1 - self._start, 1e-9)
+        rate = self.rate * self.schedule(fraction)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate * self.schedule(fraction)
+            group["lr"] = rate * group.get("scale", 1.0)
         drawn = int(np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes 0.1 ms
         if torch.cuda.is_initialized():

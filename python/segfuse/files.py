@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["check_free", "sync", "whole"]
+__all__ = ["check_free", "sha256", "sync", "whole"]
 
 
 @contextmanager
@@ -33,6 +34,22 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal digits.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -45,6 +45,7 @@ class Segmentation(lightning.LightningModule):
         solver: makes the optimizer.
         rate: the highest learning rate.
         deform: what is done to a batch first.
+        encoder: factor on the rate of what an FCN has from its backbone.
 
     Batches:
         (image, labels): what the model takes, and what the loss does, such as class ids (N, *S')
@@ -57,7 +58,9 @@ class Segmentation(lightning.LightningModule):
         loss: nn.Module,
         solver: Solver,
         rate: float,
+        *,
         deform: Deform | None = None,
+        encoder: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,9 +68,10 @@ class Segmentation(lightning.LightningModule):
         self.solver = solver
         self.rate = rate
         self.deform = deform
+        self.encoder = encoder
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the batch's mean loss."""
+        """Compute the batch's loss."""
         image, labels = batch
         if self.deform is not None:
             image, labels = self.deform(image, labels, self.global_step)
@@ -76,7 +80,7 @@ class Segmentation(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer; the learning rate of each step is `Course`'s."""
-        return self.solver(self.model.parameters(), self.rate)
+        return self.solver(self.solver.groups(self.model, self.encoder), self.rate)
 
 
 def learn(
@@ -91,6 +95,7 @@ def learn(
     precision: str = "32",
     workers: int = 0,
     deform: Deform | None = None,
+    encoder: float = 1.0,
     checkpoint: Path | None = None,
     progress: bool = False,
 ) -> int:
@@ -111,6 +116,7 @@ def learn(
         precision: "32", "bf16" or "16" (CUDA only).
         workers: processes that cut patches; 0: this one does.
         deform: what is done to a step's batch, on `device`; `patches` are wide then.
+        encoder: factor on the learning rate of an FCN's encoder.
         checkpoint: of an earlier process that had the same arguments, to go on from.
         progress: show a bar; needs rich.
 
@@ -144,7 +150,8 @@ def learn(
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        module = Segmentation(lay_out(model, device), loss, solver, course.rate, deform)
+        model = lay_out(model, device)
+        module = Segmentation(model, loss, solver, course.rate, deform=deform, encoder=encoder)
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except (RuntimeError, SIGTERMException):  # the former of a worker that SIGTERM ended too

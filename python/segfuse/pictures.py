@@ -15,6 +15,7 @@ from .data.labels import LabelCoding
 from .data.normalise import Normalisation
 from .data.pairs import Pair
 from .data.patches import Picture
+from .data.resize import Resize
 from .errors import UserError
 
 __all__ = ["as_dict", "as_pair", "checksum", "read"]
@@ -26,14 +27,16 @@ def read(
     normalisation: Normalisation,
     *,
     instances: bool = False,
+    resize: Resize | None = None,
 ) -> list[Picture]:
-    """Read, normalise and encode; each file once, as the pages of one follow each other.
+    """Read, resize, normalise and encode; each file once, as the pages of one follow each other.
 
     Args:
         pairs: what to read.
         coding: of the labels.
         normalisation: of the images.
         instances: keep the ids of instances too.
+        resize: of images and labels.
 
     Raises:
         UserError: a file that cannot be read; labels that are not of the coding or the image's
@@ -54,7 +57,11 @@ def read(
                 f"has, got {len(image)}"
             )
         rows = slice(*(pair.rows or (None,)))
-        target = coding.encode(labels, str(pair.labels))[rows]
+        target = coding.encode(labels, str(pair.labels))
+        if resize is not None:
+            rows = resize.rows(rows, *labels.shape)
+            image, labels, target = resize.image(image), *map(resize.labels, (labels, target))
+        target = target[rows]
         ids = coding.instances(labels[rows]) if instances else None
         try:
             pictures.append(Picture(normalisation(image[:, rows]), target, pair.name, ids))

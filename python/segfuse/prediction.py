@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .tiling.job import Job, Result, expected
 from .tiling.options import Asked
 from .tiling.progress import Progress
-from .tiling.sources import sources
+from .tiling.sources import resized, sources
 
 if TYPE_CHECKING:
     from .run import Run
@@ -60,7 +60,7 @@ def predict(
         image: tensor (C, *S) or (N, C, *S); array, memory map, zarr or dask array, or whatever else
             has shape, dtype and slices, (*S) or (*S, C); or the path of a TIFF, zarr, PNG or JPEG.
             With a run, grey values as in the files that it was trained on; with a module, what it
-            takes.
+            takes. A run that was trained on resized images resizes it, and the result back.
         out: where the result goes: an array of its shape, or a path that ends in ".tif" (tiled
             BigTIFF) or ".zarr" (zarr 3 with OME-Zarr's axes). None: an array is returned.
         axes: the image's axes, if they are not as above: a letter each of Z, Y, X (space), C or S
@@ -110,7 +110,8 @@ def predict(
         ways that its graph does not show. Interpolation that depends on the size of the image
         (``align_corners=True``) is sampled at positions of the whole image; such tiles are computed
         one by one. The eight copies are turned tiles of the continued image. In three dimensions a
-        band holds whole planes.
+        band holds whole planes. An image that a run resizes is in memory as a whole; of the result
+        scores are interpolated, and labels are the nearest.
     """
     path = Path(out) if isinstance(out, (str, Path)) else None
     if path is None and (resume or overwrite):
@@ -119,6 +120,11 @@ def predict(
     job = Job.of(model, asked, device, precision)
     channels, dims = expected(job.model)
     images, batched = sources(image, axes=axes, channels=channels, dims=dims)
+    size = images[0].shape[1:]
+    if job.resize is not None:
+        if out is not None:
+            raise ValueError("predict: out: expected None with a run that resizes images")
+        images = resized(images, job.resize)
     work = job.prepare(images, batched=batched)
     with Progress(sum(prod(i.shape[1:]) for i in images), shown=progress) as show:
         if path is not None:
@@ -131,4 +137,8 @@ def predict(
         result = Result(work)
         work.run(result, show)
     filled = result.filled()
+    if job.resize is not None:
+        from .data.resize import restored  # noqa: PLC0415 - a module alone needs torch only
+
+        filled = torch.from_numpy(restored(filled.numpy(), size, scores=not work.labels))
     return filled.to(image.device) if isinstance(image, Tensor) else filled.numpy()

@@ -30,6 +30,7 @@ from .data.files import (
     write_scores,
 )
 from .data.pairs import _natural, find_images, number
+from .data.resize import restored
 from .devices import threads as use_threads
 from .errors import UserError
 from .journal import JOURNAL, Journal, staged, state_of
@@ -39,7 +40,7 @@ from .run import Run
 from .tiling.job import Job, Result, Work
 from .tiling.options import Asked
 from .tiling.progress import Progress
-from .tiling.sources import _ZARR_FILES, Source, sources, zarr_module
+from .tiling.sources import _ZARR_FILES, Source, resized, sources, zarr_module
 from .tiling.targets import Part, Target, open_target
 
 __all__ = ["Prediction", "predict_files", "prepare"]
@@ -244,7 +245,7 @@ class _File:
     Attributes:
         path: a file, or the folder of a zarr.
         pages: images in it.
-        shape: of each, (C, H, W).
+        shape: of each as the network sees it, (C, H, W).
         dtype: as it is given to the normalisation.
         streamed: whether it is read and written by bands.
         results: files to write, by what they hold: labels, scores, probabilities.
@@ -308,6 +309,12 @@ def prepare(
                 "and scores of 1 GiB and more are: instances need the whole label map in memory; "
                 "predict classes, and let segfuse.instances find the objects, a part at a time"
             )
+        if streamed and job.resize is not None:
+            raise UserError(
+                f"{streamed[0]} would be predicted by bands, as zarr, images of 256 MiB and more, "
+                "and scores of 1 GiB and more are: a run that resizes images needs the whole in "
+                "memory"
+            )
         if streamed:
             zarr_module("a large image")
         hidden = f".{output.name}.{JOURNAL}" if single else f".{JOURNAL}"
@@ -319,6 +326,7 @@ def prepare(
                 "device": job.device.type,
                 "results": kinds,
                 "instances": objects and asdict(objects),
+                **({"resize": job.resize.plain()} if job.resize is not None else {}),
                 **_plain({k: v for k, v in asdict(asked).items() if k not in {"output", "batch"}}),
             },
         )
@@ -448,6 +456,9 @@ class Prediction:
         """Predict a file that is read and written whole."""
         pages = read_image(file.path)
         images, _ = sources(pages, axes="NCYX", channels=self._run.channels, dims=2)
+        resize, size = self._job.resize, pages.shape[2:]
+        if resize is not None:
+            images = resized(images, resize)
         for output, kinds in self._passes.items():
             work = self._work(output, images, batched=True)
             result = Result(work)
@@ -456,6 +467,8 @@ class Prediction:
             for kind in kinds:
                 turn = self._turn(kind, output)
                 values = np.stack([turn(page) for page in computed])
+                if resize is not None:
+                    values = restored(values, size, scores=kind != "labels")
                 if kind == "labels" and self._objects is not None:
                     self._objects.write(file.results[kind], values)
                 elif kind == "labels":
@@ -647,6 +660,8 @@ def _described(path: Path, run: Run, output: Path, kinds: Sequence[str], *, sing
     streamed = large or path.is_dir() or suffix == _ZARR
     if suffix == ".png" and (streamed or pages > 1):
         raise UserError(f"{labels}: {path} is too large for a PNG: name a .tif or .zarr")
+    if run.resize is not None:
+        height, width = run.resize.target(height, width)
     results = {"labels": labels}
     for kind in kinds[1:]:
         ending = _ZARR if suffix == _ZARR else ".tif"

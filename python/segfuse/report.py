@@ -34,6 +34,7 @@ __all__ = [
     "error_overlay",
     "object_overlay",
     "overlays",
+    "scenes",
     "visible",
     "weights_picture",
 ]
@@ -254,44 +255,112 @@ def overlays(
         palette: see `class_colours`.
     """
     colours = class_colours(len(names), palette)
-    present = sorted({int(i) for *_, t, p in items for i in (*np.unique(t), *np.unique(p))})
-    labels = [names[i] if i < len(names) else "not counted" for i in present]
-    classes = [
-        Patch(facecolor=colours[min(i, len(names))], edgecolor="0.5", label=label)
-        for i, label in zip(present, labels, strict=True)
-    ]
     kinds = {"wrong class": WRONG}
     if len(names) == 2:
         kinds = {"false positive": FALSE_POSITIVE, "false negative": FALSE_NEGATIVE}
-    errors = [Patch(color=colour, label=kind) for kind, colour in kinds.items()]
+    return _grid(
+        [_panels(item, colours) for item in items],
+        [item[2].shape for item in items],
+        _classes_of([labels for item in items for labels in item[2:]], names, colours),
+        [Patch(color=colour, label=kind) for kind, colour in kinds.items()],
+    )
 
+
+@_literal
+def scenes(
+    items: Sequence[tuple[str, NDArray[Any], NDArray[Any], Sequence[NDArray[Any]]]],
+    names: Sequence[str],
+    titles: Sequence[str],
+    *,
+    palette: Sequence[int] | None = None,
+) -> Figure:
+    """Draw a row for each picture: image, what each of several networks predicted, truth.
+
+    Large pictures are thinned out.
+
+    Args:
+        items: name, image, truth and predictions of each picture, as `overlays` takes them. At
+            least one.
+        names: of the classes.
+        titles: of the predictions.
+        palette: see `class_colours`.
+    """
+    colours = class_colours(len(names), palette)
+    rows = []
+    for name, image, truth, predictions in items:
+        step = -(-max(truth.shape) // MOST_PIXELS)
+        thin = np.s_[..., ::step, ::step]
+        painted = [_painted(labels[thin], colours) for labels in (*predictions, truth)]
+        panels = [_photograph(image[thin]), *painted]
+        rows.append(list(zip((name, *titles, "truth"), panels, strict=True)))
+    return _grid(
+        rows,
+        [item[2].shape for item in items],
+        _classes_of([labels for *_, t, p in items for labels in (t, *p)], names, colours),
+    )
+
+
+def _classes_of(
+    labels: Sequence[NDArray[Any]], names: Sequence[str], colours: NDArray[np.float32]
+) -> list[Patch]:
+    """Make a legend of the classes that are in some of the labels."""
+    present = sorted({int(i) for ids in labels for i in np.unique(ids)})
+    return [
+        Patch(
+            facecolor=colours[min(i, len(names))],
+            edgecolor="0.5",
+            label=names[i] if i < len(names) else "not counted",
+        )
+        for i in present
+    ]
+
+
+def _grid(
+    rows: Sequence[Sequence[tuple[str, NDArray[np.float32]]]],
+    shapes: Sequence[tuple[int, ...]],
+    classes: Sequence[Patch],
+    last: Sequence[Patch] = (),
+) -> Figure:
+    """Place titles and pictures (h, w, 3), a row an item, all panels of one width.
+
+    Args:
+        rows: panels of each item.
+        shapes: of the items' pictures before they were thinned out.
+        classes: legend on the left.
+        last: legend below the last panel.
+    """
     side, gap, above, line = 3.0, 0.12, 0.3, 0.22  # inches; `line`: of a legend
-    columns = max(1, int(3 * side / (0.75 + 0.085 * max(map(len, labels)))))
-    below = 0.1 + line * max(-(-len(classes) // columns), len(errors))
-    heights = [float(np.clip(side * t.shape[0] / t.shape[1], 0.3, 2 * side)) for *_, t, _ in items]
-    size = 4 * (side + gap) + gap, sum(heights) + (above + gap) * len(items) + below
+    panels, widest = len(rows[0]), max(len(str(patch.get_label())) for patch in classes)
+    columns = max(1, int((panels - bool(last)) * side / (0.75 + 0.085 * widest)))
+    below = 0.1 + line * max(-(-len(classes) // columns), len(last))
+    heights = [float(np.clip(side * h / w, 0.3, 2 * side)) for h, w in shapes]
+    size = panels * (side + gap) + gap, sum(heights) + (above + gap) * len(rows) + below
     figure = Figure(figsize=size)
     top = size[1]
-    for item, height in zip(items, heights, strict=True):
+    for row, height in zip(rows, heights, strict=True):
         top -= above + height
-        for i, (title, picture) in enumerate(_panels(item, colours)):
+        for i, (title, picture) in enumerate(row):
             box = np.divide((gap + i * (side + gap), top, side, height), size * 2)
             axes = figure.add_axes(tuple(box))
             axes.imshow(picture)
             axes.set_title(_short(title, 40), fontsize=9, pad=3)
             axes.set_axis_off()
         top -= gap
-    for handles, left in [(classes, gap), (errors, gap + 3 * (side + gap))]:
-        figure.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(left / size[0], (below - 0.05) / size[1]),
-            ncols=min(columns, len(classes)) if handles is classes else 1,
-            fontsize=9,
-            frameon=False,
-            borderpad=0,
-            borderaxespad=0,
-        )
+    for handles, left, most in [
+        (classes, gap, min(columns, len(classes))),
+        (last, gap + (panels - 1) * (side + gap), 1),
+    ]:
+        if handles:
+            figure.legend(
+                handles=list(handles),
+                loc="upper left",
+                bbox_to_anchor=(left / size[0], (below - 0.05) / size[1]),
+                ncols=most,
+                fontsize=9,
+                frameon=False,
+                borderpad=0,
+                borderaxespad=0,
+            )
     return figure
 
 

@@ -7,7 +7,10 @@
     overlays.png         a few validation pictures: image, truth, prediction, errors
     checkpoints/         last.ckpt, to go on from; best.ckpt, the state of the best weights
 
-`config.toml` alone, in a folder of its own, lets `training.resume` repeat the training.
+`config.toml` alone, in a folder of its own, lets `training.resume` repeat the training. Weights
+that it started from are named in it, with their checksum, and needed until the first checkpoint.
+
+A folder of stages (`segfuse.stages`) has `stages.toml` in place of it, and a run folder a stage.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from torch import nn
 from . import models
 from .data.labels import LabelCoding
 from .data.normalise import Normalisation
+from .data.resize import Resize
 from .devices import channels_last
 from .errors import UserError
 from .files import whole
@@ -46,7 +50,8 @@ FORMAT = 1
 CONFIG, WEIGHTS, METRICS = "config.toml", "model.safetensors", "metrics.csv"
 CURVES, OVERLAYS = "curves.png", "overlays.png"
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
-FILES = (CONFIG, WEIGHTS, METRICS, CURVES, OVERLAYS, LAST, BEST)
+STAGES, TABLE, SCENES = "stages.toml", "stages.csv", "stages.png"  # of a folder of runs
+FILES = (CONFIG, WEIGHTS, METRICS, CURVES, OVERLAYS, LAST, BEST, STAGES, TABLE, SCENES)
 RESULT = {"steps", "ended", "seconds", "best"}  # what [result] holds at least
 
 
@@ -73,10 +78,14 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """Read a run folder's ``config.toml``; the weights are read by `model`.
 
+        Args:
+            path: the folder; of a folder of stages the finest that is finished is opened.
+
         Raises:
-            UserError: not a run folder, one of a newer segfuse, or one whose file is damaged.
+            UserError: not a run folder, one of a newer segfuse, or one whose file is damaged; no
+                stage that is finished.
         """
-        path = Path(path)
+        path = finest(Path(path))
         config = read_config(path)
         try:
             data, model = config["data"], config["model"]
@@ -127,6 +136,23 @@ class Run:
         if missing:
             raise damaged(self.path / CONFIG, KeyError(min(missing)))
         return dict(self.config["result"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end, and its weights are there."""
+        return "result" in self.config and (self.path / WEIGHTS).exists()
+
+    @property
+    def resize(self) -> Resize | None:
+        """What is done to an image's size before the network sees it.
+
+        Raises:
+            UserError: ``config.toml`` is damaged.
+        """
+        try:
+            return Resize.of(self.config["data"].get("resize"))
+        except (TypeError, ValueError) as error:
+            raise damaged(self.path / CONFIG, error) from error
 
     @property
     def channels(self) -> int:
@@ -248,22 +274,43 @@ def model_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the ``config.toml`` of a run folder, of this format.
+def finest(path: Path) -> Path:
+    """Return the finest finished run of a folder of stages; any other folder as it is.
+
+    Raises:
+        UserError: no stage is finished, or the file that lists them is damaged.
+    """
+    if (path / CONFIG).exists() or not (path / STAGES).exists():
+        return path
+    config = read_config(path, STAGES)
+    names = config.get("stages")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise damaged(path / STAGES, KeyError("stages"))
+    for name in reversed(names):
+        if (path / name / CONFIG).exists() and Run.open(path / name).finished:
+            return path.joinpath(name)
+    raise UserError(
+        f"{path} holds the stages {', '.join(names)}, of which none is finished: resume it, or "
+        "name the folder of one"
+    )
+
+
+def read_config(path: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Read the ``config.toml`` of a run folder, or another file like it, of this format.
 
     Raises:
         UserError: see `Run.open`.
     """
-    file = path / CONFIG
+    file = path / name
     if not file.is_file():
-        raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
+        raise UserError(f"{path} is not a run folder: it has no {name}")
     try:
         config = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # what is no UTF-8 or no TOML is a ValueError
         raise damaged(file, error) from error
     version = config.get("format")
     if not isinstance(version, int):
-        raise UserError(f"{path} is not a run folder: its {CONFIG} has no format number")
+        raise UserError(f"{path} is not a run folder: its {name} has no format number")
     if version > FORMAT:
         raise UserError(
             f"{file}: of format {version}, written by segfuse {config.get('segfuse')}; this one "
@@ -272,14 +319,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(path: Path, config: dict[str, Any]) -> None:
+def write_config(path: Path, config: dict[str, Any], name: str = CONFIG) -> None:
     """Write the ``config.toml`` of a run folder, whole or not at all; None is left out.
 
     Raises:
         UserError: the file system refuses.
     """
     text = encoded(config)
-    with whole(path / CONFIG) as partial:
+    with whole(path / name) as partial:
         partial.write_bytes(text)
 
 
@@ -350,6 +397,15 @@ def claim(path: Path, *, overwrite: bool) -> None:
     check_free(path, overwrite=overwrite)
     make(path / LAST)
     clear_partial(path)
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove the files of an earlier run; others stay.
+
+    Raises:
+        UserError: the file system refuses.
+    """
     try:
         for name in FILES:
             (path / name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .errors import UserError
-from .solvers import DEFAULTS, ELASTIC, SOLVERS
+from .solvers import DEFAULTS, ELASTIC
 from .terminal import (
     Classes,
     ClassNames,
@@ -25,6 +26,7 @@ from .terminal import (
     fail,
     option,
     say,
+    tabulate,
 )
 from .terminal import seed as check_seed
 
@@ -34,18 +36,29 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 def _by_solver(name: str) -> str:
-    """Tell the defaults of an option."""
-    told = []
-    for solver in SOLVERS:
-        cpu, gpu = (_shown(DEFAULTS[solver, device][name]) for device in ("cpu", "cuda"))
-        told.append(cpu if gpu == cpu else f"{cpu}, on a GPU {gpu}")
-    first, *others = dict.fromkeys(told)
-    return f"{first}; unet-paper {others[0]}" if others else first
+    """Tell the defaults of an option: of the first network that has it, and by what others."""
+    told: dict[str, list[str]] = {}
+    for (kind, solver, device), row in DEFAULTS.items():
+        if device == "cpu" and name in row:
+            cpu, gpu = _shown(row[name]), _shown(DEFAULTS[kind, solver, "cuda"][name])
+            text = cpu if gpu == cpu else f"{cpu}, on a GPU {gpu}"
+            told.setdefault(text, []).append(kind if solver == "modern" else solver)
+    first, *others = told
+    return "; ".join([first, *(f"{', '.join(told[text])} {text}" for text in others)])
+
+
+def _size(text: str) -> Any:
+    """A factor such as "0.5", or rows and columns such as "180x240"."""
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(text)):
+        return tuple(map(int, str(text).split("x")))
+    if not re.fullmatch(r"\d+\.?\d*|\.\d+", str(text)) or not float(text):
+        raise typer.BadParameter(f"expected a factor such as 0.5, or 180x240, got {text!r}")
+    return float(text)
 
 
 def _shown(value: object) -> str:
-    if value is None:
-        return "none"
+    if value is None or isinstance(value, bool):
+        return "yes" if value else "none" if value is None else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -80,18 +93,78 @@ def train(
     classes: Classes = None,
     ignore: Ignore = None,
     class_names: ClassNames = None,
-    normalise: Annotated[
-        Literal["percentile", "meanstd", "none"],
-        option(
+    colours: Annotated[
+        Path | None,
+        auto(
             "Data",
-            help="Of grey values, an image and channel at a time; none divides uint8 by 255 and "
-            "uint16 by 65535, and leaves other numbers as they are.",
+            "Colours of classes in pictures: a text file with #RRGGBB or three numbers a line.",
+            "the labels' palette, or our own",
         ),
-    ] = "percentile",
+    ] = None,
+    resize: Annotated[
+        Any,
+        auto(
+            "Data",
+            "Bring images and labels to another size first, and what is predicted back to the "
+            "image's: a factor, or rows x columns.",
+            "none",
+            parser=_size,
+            metavar="FACTOR|ROWSxCOLUMNS",
+        ),
+    ] = None,
+    normalise: Annotated[
+        Literal["percentile", "meanstd", "none"] | None,
+        auto(
+            "Data",
+            "Of grey values, an image and channel at a time; none divides uint8 by 255 and "
+            "uint16 by 65535, and leaves other numbers as they are.",
+            _by_solver("normalise"),
+        ),
+    ] = None,
     model: Annotated[
         Literal["unet", "fcn32s", "fcn16s", "fcn8s", "unpoolnet"],
         option("Model", help="Network."),
     ] = "unet",
+    stages: Annotated[
+        bool,
+        option(
+            "Model",
+            "--stages",
+            help="Of fcn16s and fcn8s: train fcn32s, then each finer one from the one before, to "
+            "a run folder each, with all steps or time for each.",
+        ),
+    ] = False,
+    coarser: Annotated[
+        Path | None,
+        auto("Model", "Run folder of an FCN of twice the stride to start from.", "none"),
+    ] = None,
+    backbone: Annotated[
+        Literal["alexnet", "googlenet", "squeezenet1_0", "vgg16", "vgg16_bn"] | None,
+        auto("Model", "Classifier that an FCN is made of.", _by_solver("backbone")),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        auto(
+            "Model",
+            "Its weights: a file (.pth, .safetensors, .npz), torchvision or timm.",
+            "drawn at random",
+        ),
+    ] = None,
+    width: Annotated[
+        float | None, auto("Model", "Factor on its channels.", _by_solver("width"), min=0.01)
+    ] = None,
+    layout: Annotated[
+        Literal["published", "aligned"] | None,
+        auto("Model", "Of FCN's padding.", _by_solver("layout")),
+    ] = None,
+    upsample: Annotated[
+        Literal["learned", "fixed", "bilinear"] | None,
+        auto("Model", "How FCN's scores double in size.", _by_solver("upsample")),
+    ] = None,
+    at_once: Annotated[
+        bool | None,
+        auto("Model", "Scale what FCN's finer maps add, to train all at once.", "no"),
+    ] = None,
     base: Annotated[
         int | None, auto("Model", "Channels of the first level.", _by_solver("base"), min=1)
     ] = None,
@@ -112,8 +185,10 @@ def train(
         auto("Model", "How levels double in size.", _by_solver("up")),
     ] = None,
     solver: Annotated[
-        Literal["modern", "unet-paper"],
-        option("Training", help="AdamW with a cosine, or SGD as published."),
+        Literal["modern", "unet-paper", "fcn-paper", "fcn-released"],
+        option(
+            "Training", help="AdamW with a cosine, or SGD as published, for the network published."
+        ),
     ] = "modern",
     objective: Annotated[
         Literal["classes", "touching"],
@@ -161,11 +236,26 @@ def train(
         int | None, auto("Training", "Patches a step.", _by_solver("batch"), min=1)
     ] = None,
     patch: Annotated[
-        int | None, auto("Training", "Labelled pixels a side.", _by_solver("patch"), min=1)
+        int | None,
+        auto(
+            "Training",
+            "Labelled pixels a side.",
+            f"{_by_solver('patch')}; of an FCN no more than the pictures have",
+            min=1,
+        ),
     ] = None,
     learning_rate: Annotated[
-        float | None, auto("Training", "The highest.", _by_solver("learning_rate"))
+        float | None,
+        auto(
+            "Training",
+            "The highest.",
+            f"{_by_solver('learning_rate')}; fcn-paper, fcn-released as published",
+        ),
     ] = None,
+    encoder_rate: Annotated[
+        float,
+        option("Training", min=0, help="Factor on it for the layers that are an FCN's backbone's."),
+    ] = 1.0,
     deform: Annotated[
         float | None,
         auto(
@@ -190,6 +280,15 @@ def train(
         float,
         option("Training", min=1, max=16, help="Scale patches by up to this factor, up and down."),
     ] = 1.0,
+    symmetry: Annotated[
+        Literal["d4", "mirror", "none"] | None,
+        auto(
+            "Training",
+            "Poses in which patches are shown: d4, turned by right angles and mirrored; mirror, "
+            "left and right exchanged, as of photographs.",
+            _by_solver("symmetry"),
+        ),
+    ] = None,
     seed: Annotated[
         int, option("Training", callback=check_seed, help="Of all that is drawn at random.")
     ] = 0,
@@ -205,9 +304,10 @@ def train(
 ) -> None:
     """Train a network on images and label pictures; all that comes of it goes to a run folder."""
     given = dict(locals())
-    del given["ctx"], given["resume"]
+    del given["ctx"], given["resume"], given["stages"]
     sources = {name: ctx.get_parameter_source(name) for name in given}
     chosen = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    chosen += ["stages"] * stages
     if resume is not None:
         if others := [name for name in chosen if name != "device"]:
             raise typer.BadParameter(
@@ -218,15 +318,9 @@ def train(
         raise UsageError(f"Missing {_spelt(missing)}, or --resume.")
     given["names"] = given.pop("class_names")
 
-    from . import training
-
+    new = device if "device" in chosen else None
     try:
-        if resume is None:
-            say(*_plan(given))
-            run = training.fit(**given, progress=True)
-        else:
-            new = device if "device" in chosen else None
-            run = training.resume(resume, device=new, progress=True)
+        _train(given, resume, stages=stages, device=new)
     except (KeyboardInterrupt, SystemExit) as end:
         word, code = "interrupted", 130
         if isinstance(end, SystemExit):
@@ -234,9 +328,34 @@ def train(
                 raise
             word, code = "terminated", _TERMINATED
         path = resume or output
-        begun = path is not None and (path / "config.toml").exists()
+        names = "config.toml", "stages.toml"
+        begun = path is not None and any((path / name).exists() for name in names)
         fail(f"{word}; go on with --resume {path}" if begun else word, code)
-    say(*_outcome(run))
+
+
+def _train(given: dict[str, Any], resume: Path | None, *, stages: bool, device: str | None) -> None:
+    """Train a network, or stages of one; begin or go on."""
+    from . import training
+    from .stages import Stages, is_stages
+
+    if resume is not None and is_stages(resume):
+        found = Stages.open(resume)
+    elif resume is not None:
+        say(*_outcome(training.resume(resume, device=device, progress=True)))
+        return
+    elif stages:
+        found = Stages.begin(**given)
+        say(*_plan({**given, "model": found.names[0]}))
+        say(f"stages: {', '.join(found.names)}, each trained so")
+    else:
+        say(*_plan(given))
+        say(*_outcome(training.fit(**given, progress=True)))
+        return
+    for run in found.train(device=device, progress=True):
+        say(f"stage {run.path.name}", *_outcome(run))
+    first, *rows = found.table()
+    tabulate(rows, first)
+    say(f"written: {', '.join(str(file) for file in found.written())}")
 
 
 def _spelt(names: list[str]) -> str:
@@ -250,7 +369,7 @@ def _plan(given: dict[str, Any]) -> list[str]:
     from . import models
     from .data import pair, split
     from .data.inspection import inspect as look_at
-    from .options import NETWORK, fill
+    from .options import fill
     from .run import check_free
 
     check_free(given["output"], overwrite=given["overwrite"])
@@ -268,8 +387,9 @@ def _plan(given: dict[str, Any]) -> list[str]:
         except ValueError as error:
             raise UserError(str(error)) from error
         count = sum(parameter.numel() for parameter in net.parameters())
-        details = ", ".join(f"{name} {network[name] or 'none'}" for name in NETWORK)
+        details = ", ".join(f"{name} {_shown(value)}" for name, value in network.items())
         lines.append(f"model: {given['model']}, {count:,} parameters; {details}")
+        lines += [f"starts from {given[n]}" for n in ("pretrained", "coarser") if given[n]]
     limits = [
         f"{number:g} {unit}"
         for number, unit in [
@@ -296,6 +416,7 @@ def _besides(options: Any) -> str:
             (f"deformed by {options.deform:g} pixels", options.deform > 0),
             (f"turned by up to {options.rotate:g} degrees", options.rotate > 0),
             (f"scaled by up to {options.scale:g}", options.scale > 1),
+            (f"symmetry {options.symmetry}", options.symmetry != "d4"),
             (f"objective {options.objective}", options.objective != "classes"),
             (f"classes {options.class_weight}", options.class_weight != "none"),
         ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -20,10 +18,9 @@ from . import pictures
 from . import run as folder
 from .course import Budget, Course, Validation
 from .data.augment import Deform
-from .data.labels import LabelCoding, detect
-from .data.normalise import Method, Normalisation
-from .data.pairs import number, pair
-from .data.pairs import split as split_pairs
+from .data.labels import LabelCoding
+from .data.normalise import Method
+from .data.pairs import number
 from .data.patches import Patches, Picture
 from .devices import check_precision, choose
 from .devices import threads as use_threads
@@ -32,12 +29,13 @@ from .files import whole
 from .loop import learn
 from .nn import TouchingCrossEntropy, WeightedCrossEntropy
 from .ops import separate_touching
-from .options import Options, check_objective, fill, fit_together
+from .options import Options
 from .prediction import predict
+from .preparation import Prepared, begun, prepare
 from .run import Run
 from .solvers import SOLVERS
 
-__all__ = ["fit", "resume"]
+__all__ = ["fit", "resume", "train"]
 
 _DRAWN, _SHOWN = 4, 512  # pictures of overlays.png, at most; pixels a side of each
 _FEW = 10  # steps, of which nothing can be expected
@@ -50,6 +48,9 @@ def fit(
     output: str | Path,
     *,
     model: str = "unet",
+    backbone: str | None = None,
+    pretrained: str | Path | None = None,
+    coarser: str | Path | None = None,
     solver: str = "modern",
     objective: str = "classes",
     steps: int | None = None,
@@ -58,17 +59,21 @@ def fit(
     batch: int | None = None,
     patch: int | None = None,
     learning_rate: float | None = None,
+    encoder_rate: float = 1.0,
     class_weight: str | None = None,
     deform: float | None = None,
     rotate: float = 0.0,
     scale: float = 1.0,
+    symmetry: str | None = None,
     validation: float = 0.2,
     split: str | Path = "file",
     kind: str = "auto",
     classes: int | None = None,
     names: Sequence[str] | None = None,
+    colours: str | Path | None = None,
     ignore: int | None = None,
-    normalise: Method = "percentile",
+    resize: float | Sequence[int] | None = None,
+    normalise: Method | None = None,
     precision: str = "auto",
     device: str = "auto",
     seed: int = 0,
@@ -81,6 +86,10 @@ def fit(
     norm: str | None = None,
     dropout: float | None = None,
     up: str | None = None,
+    width: float | None = None,
+    layout: str | None = None,
+    upsample: str | None = None,
+    at_once: bool | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Run:
@@ -101,7 +110,12 @@ def fit(
         labels: folder, or a single file; matched by name (`data.pair`).
         output: the run folder, made if missing; see `segfuse.run`.
         model: a name of `models.MODELS`.
-        solver: "modern" or "unet-paper", a name of `solvers.SOLVERS`.
+        backbone: of an FCN or UnpoolNet, a name of `models.backbones.BACKBONES`.
+        pretrained: file of the backbone's weights, or "torchvision" or "timm" (see
+            `models.backbones.backbone`); it is needed until the first checkpoint.
+        coarser: run folder of an FCN of twice the stride, whose weights this one starts from, and
+            whose options of the network it has (`FCN.from_coarser`); needed as long.
+        solver: "modern", "unet-paper", "fcn-paper" or "fcn-released", of `solvers.SOLVERS`.
         objective: "classes" learns each pixel's class; "touching", from labels that are instances,
             the paper's target of cells with gaps between those that touch, where gaps weigh most
             (`nn.TouchingCrossEntropy`); validation closes them again (`segfuse.instances`).
@@ -111,6 +125,8 @@ def fit(
         batch: patches a step.
         patch: pixels a side that a patch labels, of those that fit the network.
         learning_rate: the highest.
+        encoder_rate: factor on it for what an FCN has from its backbone; 0 leaves that as it is,
+            but for normalisation's statistics.
         class_weight: "balanced" lets all classes count alike in the loss, over all pictures to
             train on, so that few pixels of a class weigh the more; edges then lie farther out in
             its favour. "none" weighs classes alike. None: as in the paper "balanced" for
@@ -120,14 +136,23 @@ def fit(
             (`data.augment.Deform`). None: 10 for "unet-paper" and for "touching", else 0.
         rotate: the largest angle in degrees by which patches are turned, besides right angles.
         scale: the largest factor by which patches are made larger or smaller, from 1 on.
+        symmetry: in which poses scenes are likely, and so patches are shown: "d4", turned by right
+            angles and mirrored; "mirror", left and right exchanged, as of photographs; "none".
+            None: "d4" of U-Net, "mirror" of the others, but "none" by FCN's own solvers.
         validation: fraction of the pictures to hold out; 0 holds out none, and the last weights
             are kept.
         split: "file", "block", or a file that lists the held out (`data.split`).
         kind: of labels: "auto", "classes", "binary" or "instances" (`data.detect`).
         classes: number of classes; None: found in the labels.
         names: of the classes.
+        colours: file of the classes' colours, a line each, in pictures and palettes of predicted
+            labels (`data.read_colours`); None: the labels' palette, or colours of our own.
         ignore: the labels' id of pixels that do not count.
-        normalise: "percentile", "meanstd" or "none" (`data.Normalisation`).
+        resize: factor, or rows and columns, that images and labels are brought to first
+            (`data.Resize`); images to predict are too, and the result back to their size.
+        normalise: "percentile", "meanstd" or "none" (`data.Normalisation`). None: "percentile" of
+            U-Net; "none" of the other networks, which scale colours themselves as their backbone's
+            weights want it.
         precision: "32"; "bf16", mixed; "16", mixed, on CUDA only; "auto": the fastest of them
             (`devices.check_precision`).
         device: "auto", "cpu", "cuda", "cuda:N".
@@ -141,7 +166,11 @@ def fit(
         padding: "valid" or "same".
         norm: "batch" or "none".
         dropout: probability.
-        up: "deconv", "bilinear" or "unpool".
+        up: "deconv", "bilinear" or "unpool"; of UnpoolNet too.
+        width: factor on the channels of the backbone.
+        layout: "published" or "aligned", see `models.FCN`, like the options that follow.
+        upsample: "learned", "fixed" or "bilinear".
+        at_once: scale what the finer maps add, to train all strides at once.
         overwrite: take a folder that holds files; an earlier run's are removed.
         progress: show a bar; needs rich.
 
@@ -154,99 +183,24 @@ def fit(
         All pictures are kept in memory, 4 bytes a pixel and channel, and a byte a label, 5 for
         "touching".
     """
-    began, output = perf_counter(), Path(output).absolute()
+    given = dict(locals())
+    output = Path(given.pop("output")).absolute()
+    del given["overwrite"], given["progress"]
     folder.check_free(output, overwrite=overwrite)
-    with _told():
-        network, options = fill(
-            {
-                "solver": solver,
-                "objective": objective,
-                "steps": steps,
-                "epochs": epochs,
-                "time": time,
-                "batch": batch,
-                "patch": patch,
-                "learning_rate": learning_rate,
-                "class_weight": class_weight,
-                "deform": deform,
-                "rotate": rotate,
-                "scale": scale,
-                "precision": precision,
-                "device": device,
-                "seed": seed,
-                "patience": patience,
-                "threads": threads,
-                "workers": workers,
-                "base": base,
-                "depth": depth,
-                "padding": padding,
-                "norm": norm,
-                "dropout": dropout,
-                "up": up,
-            }
-        )
-        pairs = pair(images, labels)
-        train, held_out = split_pairs(pairs, split, validation, seed)
-        if patience is not None and not held_out:
-            raise UserError("patience: expected pictures held out for validation, got none")
-        used = {p.labels for p in (*train, *held_out)}
-        # In natural order, as `inspect` samples them, whatever the split.
-        files = list(dict.fromkeys(p.labels for p in pairs if p.labels in used))
-        coding = detect(files, kind=kind, classes=classes, ignore=ignore, names=names)
-        check_objective(objective, coding.kind, labels)
-        if coding.classes == 1:
-            raise UserError(f"{labels}: expected two classes at least, found one")
-        normalisation = Normalisation(normalise)
-        touching = objective == "touching"
-        sides = [
-            pictures.read(train, coding, normalisation, instances=touching),
-            pictures.read(held_out, coding, normalisation, instances=touching),
-        ]
-        most = max((int(p.ids.max()) for p in sides[0] if p.ids is not None), default=0)
-        if touching and most <= 1:
-            raise UserError(
-                f"{labels}: no picture to train on has two ids, by which objective touching tells "
-                "cells apart: number them, as skimage.measure.label does those that do not touch, "
-                "or take objective classes"
-            )
-        for side, name in zip(sides, ("train on", "validate with"), strict=True):
-            if side and all((picture.target == coding.VOID).all() for picture in side):
-                raise UserError(f"{labels}: the pictures to {name} have no pixel that counts")
-        seen = np.zeros(256, np.int64)
-        for picture in sides[0]:
-            seen += np.bincount(picture.target.ravel(), minlength=256)
-        if np.count_nonzero(seen[: coding.classes]) == 1:
-            only = coding.names[int(seen[: coding.classes].argmax())]
-            raise UserError(
-                f"{labels}: the pictures to train on show no class but {only}: see how the labels "
-                "were read (segfuse inspect), and set kind, classes or ignore"
-            )
-        channels = len(sides[0][0].image)
-        network = {"name": model, "in_channels": channels, "classes": coding.classes, **network}
-        options = fit_together(options, network, sides[0], exact=patch is not None)
-    config = {
-        "format": folder.FORMAT,
-        "segfuse": version("segfuse"),
-        "torch": torch.__version__,
-        "model": network,
-        "data": {
-            "images": str(Path(images).absolute()),
-            "labels": str(Path(labels).absolute()),
-            "split": str(split),
-            "fraction": validation,
-            "checksum": pictures.checksum(chain(*sides)),
-            "coding": coding.to_dict(),
-            "normalisation": normalisation.to_dict(),
-            "train": [pictures.as_dict(p) for p in train],
-            "validation": [pictures.as_dict(p) for p in held_out],
-        },
-        "training": asdict(options),
-    }
-    folder.encoded(config)  # refuses names that it cannot hold before anything is removed
+    prepared = prepare(given)
     with folder.locked(output):
-        folder.claim(output, overwrite=overwrite)
-        folder.write_config(output, config)
-        return _train(Run.open(output), sides, began, progress=progress)
+        return train(prepared, output, overwrite=overwrite, progress=progress)
+
+
+def train(prepared: Prepared, output: Path, *, overwrite: bool, progress: bool) -> Run:
+    """Train what was prepared into a run folder, which is locked.
+
+    Raises:
+        UserError, SystemExit: see `fit`.
+    """
+    folder.claim(output, overwrite=overwrite)
+    folder.write_config(output, prepared.config)
+    return _train(Run.open(output), prepared.sides, prepared.began, progress=progress)
 
 
 def resume(path: str | Path, *, device: str | None = None, progress: bool = False) -> Run:
@@ -271,7 +225,7 @@ def resume(path: str | Path, *, device: str | None = None, progress: bool = Fals
     with folder.locked(run.path):
         if folder.mend(run):
             _LOG.warning("%s had lost its weights: written from its best checkpoint", path)
-        if "result" in run.config and (run.path / folder.WEIGHTS).exists():
+        if run.finished:
             steps, ended = (run.result[name] for name in ("steps", "ended"))
             _LOG.warning("%s is finished, after %s steps (%s): nothing to do", path, steps, ended)
             return run
@@ -294,6 +248,7 @@ def _read_again(run: Run) -> list[list[Picture]]:
                 run.coding,
                 run.normalisation,
                 instances=touching,
+                resize=run.resize,
             )
             for side in ("train", "validation")
         ]
@@ -323,7 +278,9 @@ def _train(
     check_precision(options.precision, where)
     with use_threads(options.threads), torch.random.fork_rng(devices=[]), _plain():
         torch.default_generator.manual_seed(options.seed)
-        model = folder.build(run.config, run.path)
+        checkpoint = run.path / folder.LAST
+        new = run.config.get("start") and not checkpoint.exists()
+        model = begun(run.config) if new else folder.build(run.config, run.path)
         validation = None
         if held_out:
             validation = Validation(held_out, run.coding.classes, where, options.precision)
@@ -347,7 +304,6 @@ def _train(
                 margin=margin,
                 seed=seed,
             )
-        checkpoint = run.path / folder.LAST
         learn(
             model,
             Patches(
@@ -358,6 +314,7 @@ def _train(
                 gain=options.gain,
                 shift=options.shift,
                 wide=deform is not None,
+                symmetry=options.symmetry,
             ),
             _loss(options, train, run.coding.classes),
             course,
@@ -367,6 +324,7 @@ def _train(
             precision=options.precision,
             workers=options.workers,
             deform=deform,
+            encoder=options.encoder_rate,
             checkpoint=checkpoint if checkpoint.exists() else None,
             progress=progress,
         )
@@ -389,7 +347,10 @@ def _loss(options: Options, pictures: Sequence[Picture], classes: int) -> nn.Mod
     if touching:
         of_both = None if weights is None else (weights[0], weights[1])
         return TouchingCrossEntropy(class_weight=of_both, void=LabelCoding.NO_INSTANCE)
-    return WeightedCrossEntropy(class_weight=None if weights is None else torch.tensor(weights))
+    return WeightedCrossEntropy(
+        class_weight=None if weights is None else torch.tensor(weights),
+        reduction=SOLVERS[options.solver].reduction,
+    )
 
 
 def _balance(pictures: Sequence[Picture], classes: int, *, gaps: bool) -> list[float]:
@@ -444,14 +405,3 @@ def _plain() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell the user what the package's parts refuse."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error

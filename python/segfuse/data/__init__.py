@@ -12,9 +12,10 @@ from .files import (
     write_scores,
 )
 from .inspection import Inspection, inspect
-from .labels import LabelCoding, detect
+from .labels import LabelCoding, detect, read_colours
 from .normalise import Normalisation
 from .pairs import Pair, find_images, pair, split
+from .resize import Resize
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -22,12 +23,14 @@ __all__ = [
     "LabelCoding",
     "Normalisation",
     "Pair",
+    "Resize",
     "detect",
     "find_images",
     "image_header",
     "inspect",
     "pair",
     "palette_of",
+    "read_colours",
     "read_image",
     "read_labels",
     "split",

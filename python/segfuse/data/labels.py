@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,16 @@ from skimage.measure import label as components
 from ..errors import UserError
 from .files import palette_of, read_labels
 
-__all__ = ["Kind", "LabelCoding", "PageIds", "decide", "detect", "evenly", "palette_of_set"]
+__all__ = [
+    "Kind",
+    "LabelCoding",
+    "PageIds",
+    "decide",
+    "detect",
+    "evenly",
+    "palette_of_set",
+    "read_colours",
+]
 
 Kind = Literal["classes", "binary", "instances"]
 MOST_CLASSES, TWO = 255, 2
@@ -23,6 +33,9 @@ FEW_IDS = 8  # so many ids are taken as classes, however they lie
 MAIN = 0.9  # of an object's pixels are its largest piece's: what is drawn by hand leaves crumbs
 OBJECTS = 0.95  # of ids that are objects make the set one of instances
 SAMPLE = 32  # pages whose pixels are looked at
+_HEX, _NUMBER = "([0-9a-fA-F]{2})", r"(\d{1,3})"
+_COLOUR = re.compile(rf"\s*(?:#{_HEX * 3}|{_NUMBER}[ ,\t]+{_NUMBER}[ ,\t]+{_NUMBER})\b")
+_GREY = (191, 191, 191)
 
 
 @dataclass(frozen=True)
@@ -287,6 +300,40 @@ def palette_of_set(paths: Sequence[Path]) -> tuple[int, ...] | None:
     grey = [index for index in range(256) for _ in "rgb"]
     palettes = (palette_of(path) for path in paths if path.suffix.lower() == ".png")
     return next((tuple(palette) for palette in palettes if palette and palette != grey), None)
+
+
+def read_colours(path: str | Path, classes: int) -> tuple[int, ...]:
+    """Read the colours of classes from a text file: a line each, in the order of their ids.
+
+    A line holds ``#RRGGBB``, or red, green and blue from 0 to 255 with spaces or commas between;
+    what follows, such as the name, is passed over, and so are empty lines.
+
+    Returns:
+        768 numbers, as a palette has them: of ids that are no class black, of void light grey.
+
+    Raises:
+        UserError: the file cannot be read, a line is no colour, or there is not one for each class.
+    """
+    try:
+        lines = [
+            line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    palette = [0] * COLOURS
+    palette[-3:] = _GREY
+    for index, line in enumerate(lines[:classes]):
+        match = _COLOUR.match(line)
+        parts = match.groups() if match else ()
+        numbers = [int(part, 16 if parts[0] else 10) for part in parts if part]
+        if len(numbers) != 3 or max(numbers) > 255:  # noqa: PLR2004
+            raise UserError(
+                f"{path}: expected #RRGGBB, or three numbers from 0 to 255, got {line!r}"
+            )
+        palette[3 * index : 3 * index + 3] = numbers
+    if len(lines) != classes:
+        raise UserError(f"{path}: expected {classes} colours, a line each, got {len(lines)}")
+    return tuple(palette)
 
 
 def evenly(count: int, most: int) -> list[int]:

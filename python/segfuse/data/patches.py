@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Patches", "Picture"]
+__all__ = ["Patches", "Picture", "Symmetry"]
+
+Symmetry: TypeAlias = Literal["d4", "mirror", "none"]
 
 _VOID = 255
 _DRAWS = 100
@@ -37,8 +39,9 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
     """Endless patches at random places, turned, flipped and changed in brightness.
 
     A picture is drawn in proportion to its pixels, a place in it uniformly; the patch is turned by
-    a multiple of 90 degrees, flipped or not, its grey values multiplied by exp(gain z) and shifted
-    by shift z', with z and z' standard normal and the same for all channels. Beyond its border, and
+    a multiple of 90 degrees, flipped or not, as `symmetry` says, its grey values multiplied by
+    exp(gain z) and shifted by shift z', with z and z' standard normal and the same for all
+    channels. Beyond its border, and
     where it is smaller than a patch, a picture is mirrored, with its target. Places that show void
     alone are drawn anew; after a hundred, the patch is laid around one of the pixels that count.
 
@@ -53,6 +56,8 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         gain: standard deviation of the logarithm of the factor on grey values.
         shift: standard deviation of what is added to grey values.
         wide: give labels of the image patch's size, for `augment.Deform`, which crops them.
+        symmetry: in which poses scenes are likely: "d4" turned and flipped; "mirror" left and right
+            exchanged, as of photographs; "none" as they are alone.
 
     Items:
         Patch i, for any i >= 0: image (C, size + 2 margin, size + 2 margin) float32, and labels
@@ -74,7 +79,10 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         gain: float = 0.2,
         shift: float = 0.1,
         wide: bool = False,
+        symmetry: Symmetry = "d4",
     ) -> None:
+        if symmetry not in {"d4", "mirror", "none"}:
+            raise ValueError(f"Patches: symmetry: expected d4, mirror or none, got {symmetry!r}")
         for name, value, least in [
             ("size", size, 1),
             ("margin", margin, 0),
@@ -109,6 +117,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.gain = gain
         self.shift = shift
+        self.symmetry = symmetry
         self._reach = margin if wide else 0  # of labels beyond the target patch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -134,9 +143,12 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             ]
         )
         turns, flip = int(random.integers(4)), random.integers(2)
-        wide, patch = np.rot90(wide, turns, (1, 2)), np.rot90(patch, turns)
-        if flip:
-            wide, patch = wide[:, ::-1], patch[::-1]
+        if self.symmetry == "d4":
+            wide, patch = np.rot90(wide, turns, (1, 2)), np.rot90(patch, turns)
+            if flip:
+                wide, patch = wide[:, ::-1], patch[::-1]
+        elif self.symmetry == "mirror" and flip:
+            wide, patch = wide[..., ::-1], patch[:, ::-1]
         gain, shift = np.exp(random.normal(0, self.gain)), random.normal(0, self.shift)
         wide = wide * np.float32(gain) + np.float32(shift)
         return torch.from_numpy(np.ascontiguousarray(wide)), torch.from_numpy(patch.copy())

@@ -27,6 +27,7 @@ from .targets import ArrayTarget, Target, open_target
 
 if TYPE_CHECKING:
     from ..data.normalise import Normalisation
+    from ..data.resize import Resize
     from ..run import Run
 
 __all__ = ["Job", "Result", "Work", "expected"]
@@ -54,6 +55,7 @@ class Job:
     dtype: torch.dtype
     precision: str
     normalisation: Normalisation | None = None
+    resize: Resize | None = None
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class Job:
         Raises:
             UserError: a run that cannot be opened, a device that is not there.
         """
-        normalisation = None
+        normalisation = resize = None
         if isinstance(model, nn.Module):
             where = choose(device or next(model.parameters(), torch.empty(0)).device)
             network = model.to(where)
@@ -81,10 +83,11 @@ class Job:
             trained = "32" if model.precision == "16" and where.type != "cuda" else model.precision
             precision = precision or trained
             network, normalisation = model.network(where), model.normalisation
+            resize = model.resize
         floating = (p.dtype for p in network.parameters() if p.is_floating_point())
         dtype = next(floating, torch.float32)
         chosen = check_precision(precision or "32", where)
-        return cls(network, asked, where, dtype, chosen, normalisation)
+        return cls(network, asked, where, dtype, chosen, normalisation, resize)
 
     def prepare(self, images: Sequence[Source], *, batched: bool) -> Work:
         """Plan images of one shape.

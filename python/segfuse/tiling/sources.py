@@ -113,6 +113,18 @@ def sources(
     return found, batch
 
 
+def resized(images: Sequence[Source], resize: Any) -> list[Source]:
+    """Read images (C, H, W) whole, and resize them.
+
+    Args:
+        images: of one shape.
+        resize: a `segfuse.data.Resize`.
+    """
+    small = np.stack([resize.image(np.asarray(image.read(0, image.shape[1]))) for image in images])
+    opened, _ = sources(small, axes="NCYX", channels=small.shape[1], dims=2)
+    return opened
+
+
 def zarr_module(wanted: str) -> Any:
     """Import zarr 3.
 

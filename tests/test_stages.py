@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ import torch
 
 for package in ("lightning", "matplotlib", "rich", "safetensors", "tifffile", "tomli_w"):
     pytest.importorskip(package)
-
-import itertools
 
 from runs import one_thread, write_pictures  # noqa: E402, F401
 from typer.testing import CliRunner  # noqa: E402

@@ -57,7 +57,7 @@ def _segfuse(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Segment images with U-Net: look at the data, train, predict, evaluate."""
+    """Segment images with U-Net and FCN: look at the data, train, predict, evaluate."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 

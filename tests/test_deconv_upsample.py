@@ -78,7 +78,8 @@ def test_a_crop_is_a_part_of_the_whole(backend: str) -> None:
         for given, kernel in ((weight, None), (None, weight.shape[-1])):
             with running(backend):
                 whole = deconv_upsample(x, given, factor=factor, kernel_size=kernel)
-                for top, left in ((0, 0), (1, 2), (3, 1), (factor, factor - 1)):
+                inner = (factor, 2 * factor - 1)  # amid a source's targets, which others reach too
+                for top, left in ((0, 0), (1, 2), (3, 1), (factor, factor - 1), inner):
                     height, width = (max(0, n - 2) for n in whole[0, 0, top:, left:].shape)
                     part = deconv_upsample(
                         x,
@@ -89,6 +90,20 @@ def test_a_crop_is_a_part_of_the_whole(backend: str) -> None:
                         size=(height, width),
                     )
                     assert torch.equal(part, whole[:, :, top : top + height, left : left + width])
+
+
+@on_backends
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_out_has_the_same_bits_in_every_layout(backend: str, dtype: torch.dtype) -> None:
+    """Though rows are computed in pieces of another length where their elements lie apart."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 1, 3, 400, generator=generator).to(device_of(backend), dtype)
+    weight = torch.randn(1, 6, 6, generator=generator).to(x.device, dtype)
+    with running(backend):
+        wanted = deconv_upsample(x, weight, factor=3)
+        apart = torch.stack([wanted, wanted], dim=-1).flatten(-2)[..., ::2].fill_(0)
+        deconv_upsample(x, weight, factor=3, out=apart)
+    assert torch.equal(apart, wanted)
 
 
 @on_backends

@@ -33,9 +33,6 @@ struct Weights {
   int64_t kernel;
 
   SEGFUSE_FUNCTOR const Acc* row(int64_t t) const { return table + t * kernel; }
-  SEGFUSE_FUNCTOR Acc operator()(int64_t ty, int64_t tx) const {
-    return table ? row(ty)[tx] : bilinear(ty) * bilinear(tx);
-  }
 };
 
 #if SEGFUSE_CUDA_SOURCE

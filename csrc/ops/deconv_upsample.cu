@@ -226,7 +226,7 @@ void check_arguments(const Tensor& x, const char* name, int64_t factor, int64_t 
         ": offset and size: expected one an axis");
   for (int a = 0; a < 2; ++a) {
     check(from[a] > 0 && to[a] >= 0 && offset[a] >= 0 &&
-              offset[a] + to[a] <= (from[a] - 1) * factor + kernel,
+              to[a] <= (from[a] - 1) * factor + kernel - offset[a],
           op, ": offset and size: expected a range within the whole result");
   }
 }

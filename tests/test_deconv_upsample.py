@@ -43,7 +43,7 @@ def test_the_kernels_usual_size(factor: int, size: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((0,), ValueError, "bilinear_kernel: factor: expected 1 or more, got 0"),
+        ((0,), ValueError, "bilinear_kernel: factor: expected 1 to 2147483647, got 0"),
         ((2, 0), ValueError, "bilinear_kernel: size: expected 1 to 1024, got 0"),
         ((600,), ValueError, "bilinear_kernel: size: expected 1 to 1024, got 1200"),
         ((2.0,), TypeError, "bilinear_kernel: factor: expected an integer, got 2.0"),
@@ -166,6 +166,16 @@ def test_autocast_takes_the_skip_to_the_scores() -> None:
     assert result.dtype == torch.float32
     with pytest.raises(TypeError, match="skip: expected x's dtype"):
         deconv_upsample(x, factor=2, skip=skip)
+
+
+def test_under_autocast_too_out_lies_apart_from_the_skip() -> None:
+    x, skip = torch.randn(1, 2, 3, 3).bfloat16(), torch.zeros(1, 2, 8, 8)
+    out = skip.view(torch.bfloat16)[..., :8]
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="out: expected memory apart from skip's"),
+    ):
+        deconv_upsample(x, factor=2, skip=skip, out=out)
 
 
 @pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="no C++ compiler")

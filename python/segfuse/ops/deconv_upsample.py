@@ -21,7 +21,7 @@ from ..registry import (
     register,
     runs_reference,
 )
-from ._checks import as_integer, autocasts, check_out, check_tensor, wrong
+from ._checks import as_integer, autocasts, check_apart, check_out, check_tensor, wrong
 
 LONGEST_KERNEL = 1024  # taps along an axis
 
@@ -52,7 +52,7 @@ def bilinear_kernel(factor: int, size: int | None = None) -> Tensor:
 def _factor(op: str, factor: object) -> int:
     number = as_integer(op, "factor", factor)
     if not 1 <= number < 2**31:
-        raise wrong(op, "factor", "1 or more", number)
+        raise wrong(op, "factor", f"1 to {2**31 - 1}", number)
     return number
 
 
@@ -163,6 +163,7 @@ def deconv_upsample(
     bilinear filter's too, and a tap's gradient is one thread's sum.  Within ``torch.func`` and
     forward-mode differentiation the reference runs.
     """
+    companions = {"weight": weight, "skip": skip}
     x, weight, skip, kernel_size, offset, size = _checked(
         x, weight, skip, factor, kernel_size, offset, size
     )
@@ -170,6 +171,7 @@ def deconv_upsample(
         inputs = {"x": x, "weight": weight, "skip": skip}
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         check_out("deconv_upsample", out, (*x.shape[:2], *size), x, **given)
+        check_apart("deconv_upsample", out, **companions)  # under autocast the kernel sees copies
     if runs_reference("deconv_upsample", x):
         return _reference(
             x,
@@ -380,7 +382,8 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call(x.long()), TypeError, "x: expected float64, float32, float16 or bfloat16"
     yield call(x[0]), ValueError, "x: expected (N, C, H, W)"
     yield call(x[:, :, :0]), ValueError, "x: expected (N, C, H, W), H and W at least 1"
-    yield call(x, factor=0), ValueError, "factor: expected 1 or more, got 0"
+    yield call(x, factor=0), ValueError, "factor: expected 1 to 2147483647, got 0"
+    yield call(x, factor=2**31), ValueError, "factor: expected 1 to 2147483647, got 2147483648"
     yield call(x, factor=1.5), TypeError, "factor: expected an integer, got 1.5"
     yield call(x, weight[:2]), ValueError, "weight: expected (3, k, k), got (2, 4, 4)"
     yield call(x, weight[:, :3]), ValueError, "weight: expected (3, k, k), got (3, 3, 4)"

@@ -4,7 +4,6 @@
 // Two axes are sampled independently, so that a pixel's weights are products of two.
 #pragma once
 
-#include "core/math.h"
 #include "core/split.h"
 
 namespace segfuse::SEGFUSE_BACKEND {

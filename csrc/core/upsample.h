@@ -9,6 +9,7 @@
 #pragma once
 
 #include "core/lanes.h"
+#include "core/math.h"
 #include "core/rows.h"
 #include "core/sampler.h"
 

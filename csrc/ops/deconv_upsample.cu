@@ -7,7 +7,8 @@
 //
 // FCN upsamples so (Long, Shelhamer, Darrell 2015, section 3.3).  All three gather, a row at a time
 // (core/upsample.h).  Without a weight it is the bilinear kernel, whose sums along y, then x, take
-// ceil(k / factor) products each instead of their square.
+// ceil(k / factor) products each instead of their square.  The page is long since it holds three
+// functors, and the checks of each.
 #include <optional>
 #include <vector>
 
@@ -96,11 +97,11 @@ struct Forward {
       } else {
         Acc sum[RowPolicy::width];
         expand(down, across, row.x, w, row.y, x + begin, m, sum);
-        const T* skip = row.skip + (x + begin) * skip_step.x;
-        for (int64_t i = 0; i < m; ++i) {
-          const Acc other = row.skip ? static_cast<Acc>(skip[i * skip_step.x]) : Acc(0);
-          values[begin + i] = static_cast<T>(sum[i] + other);
+        if (row.skip) {
+          const T* skip = row.skip + (x + begin) * skip_step.x;
+          for (int64_t i = 0; i < m; ++i) sum[i] += static_cast<Acc>(skip[i * skip_step.x]);
         }
+        for (int64_t i = 0; i < m; ++i) values[begin + i] = static_cast<T>(sum[i]);
       }
     });
   }
@@ -216,10 +217,9 @@ Tensor in_rows(const Tensor& grad) {
 }
 
 // The wrapper in Python has said what is wrong in more words before.
-void check_arguments(const Tensor& x, const char* name, int64_t factor, int64_t kernel,
-                     const Pair& offset, const Pair& from, const Pair& to) {
+void check_arguments(int64_t factor, int64_t kernel, const Pair& offset, const Pair& from,
+                     const Pair& to) {
   const char* op = "deconv_upsample";
-  check(x.dim() == 4, op, ": ", name, ": expected (N, C, H, W)");
   check(factor > 0 && kernel > 0 && kernel <= longest_kernel, op, ": kernel_size: expected 1 to ",
         longest_kernel, ", and a factor above 0");
   check(offset.size() == 2 && from.size() == 2 && to.size() == 2, op,
@@ -238,12 +238,15 @@ void check_weight(const Tensor& x, const std::optional<Tensor>& weight, int64_t 
       "deconv_upsample: weight: expected (C, kernel_size, kernel_size) on the device of x");
 }
 
-Pair plane(const Tensor& t) { return {t.size(2), t.size(3)}; }
+Pair plane(const Tensor& t) {
+  check(t.dim() == 4, "deconv_upsample: expected tensors (N, C, H, W)");
+  return {t.size(2), t.size(3)};
+}
 
 void upsample_into(const Tensor& out, Memory memory, const Tensor& x,
                    const std::optional<Tensor>& weight_, const std::optional<Tensor>& skip,
                    int64_t factor, int64_t kernel, const Pair& offset) {
-  check_arguments(x, "x", factor, kernel, offset, plane(x), plane(out));
+  check_arguments(factor, kernel, offset, plane(x), plane(out));
   check_weight(x, weight_, kernel);
   check(!skip || (skip->scalar_type() == x.scalar_type() && skip->device() == x.device() &&
                   skip->dim() == 4 &&
@@ -270,7 +273,7 @@ void upsample_into(const Tensor& out, Memory memory, const Tensor& x,
 Tensor deconv_upsample(const Tensor& x, const std::optional<Tensor>& weight,
                        const std::optional<Tensor>& skip, int64_t factor, int64_t kernel,
                        const Pair& offset, const Pair& size) {
-  check_arguments(x, "x", factor, kernel, offset, plane(x), size);
+  check_arguments(factor, kernel, offset, plane(x), size);
   const Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), size[0], size[1]});
   upsample_into(out, Memory::fresh, x, weight, skip, factor, kernel, offset);
   return out;
@@ -292,7 +295,7 @@ void deconv_upsample_out(const Tensor& x, const std::optional<Tensor>& weight,
 Tensor deconv_upsample_backward_x(const Tensor& grad_, const std::optional<Tensor>& weight_,
                                   int64_t factor, int64_t kernel, const Pair& offset,
                                   const Pair& size) {
-  check_arguments(grad_, "grad", factor, kernel, offset, size, plane(grad_));
+  check_arguments(factor, kernel, offset, size, plane(grad_));
   check_weight(grad_, weight_, kernel);
   const Tensor grad = in_rows(grad_);
   const Tensor out = torch::stable::new_empty(grad, {grad.size(0), grad.size(1), size[0], size[1]});
@@ -319,7 +322,7 @@ Tensor deconv_upsample_backward_weight(const Tensor& grad_, const Tensor& x, int
             x.size(1) == grad_.size(1) && x.scalar_type() == grad_.scalar_type() &&
             x.device() == grad_.device(),
         op, ": grad: expected the batch, channels, dtype and device of x");
-  check_arguments(x, "x", factor, kernel, offset, plane(x), plane(grad_));
+  check_arguments(factor, kernel, offset, plane(x), plane(grad_));
   const Tensor grad = in_rows(grad_);
   const Tensor out = torch::stable::new_empty(x, {x.size(1), kernel, kernel}, dtype);
   const Deconvolution down{x.size(2), grad.size(2), factor, kernel, offset[0]};

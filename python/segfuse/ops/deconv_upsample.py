@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.functional import conv_transpose2d, interpolate, pad
 
 from ..registry import (
+    AUTOCAST_KEYS,
     Benchmark,
     Kernel,
     Make,
@@ -94,7 +95,8 @@ def _reference(
     )
     if weight is None:
         weight = _kernel(kernel_size, x).expand(x.shape[1], -1, -1)
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind if kind in AUTOCAST_KEYS else "cpu", enabled=False):
         if x.numel():
             wide = _wide(x.dtype)
             full = conv_transpose2d(
@@ -133,8 +135,8 @@ def deconv_upsample(
     axis after the other.
 
     Sums are taken in float32 (float64 for float64).  Gradients to ``x``, ``weight`` and ``skip``
-    are the same bits every time.  Under autocast ``x`` is taken as it is, and ``weight`` and
-    ``skip`` in its dtype.
+    are the same bits every time.  Under autocast ``x`` is taken as it is, and ``skip`` in its
+    dtype, like a ``weight`` that is not float32.
 
     Args:
         x: coarse features or scores, ``(N, C, H, W)``, floating; H and W from 1 on.
@@ -242,12 +244,12 @@ def _companion(x: Tensor, name: str, tensor: Tensor | None) -> Tensor | None:
     check_tensor(op, name, tensor, floating=True)
     if tensor.device != x.device:
         raise wrong(op, name, f"x's device {x.device}", tensor.device)
-    if autocasts(x.device):
-        return tensor.to(x.dtype)
     also = " or float32" if name == "weight" else ""
-    if tensor.dtype != x.dtype and not (also and tensor.dtype == torch.float32):
+    if tensor.dtype == x.dtype or (also and tensor.dtype == torch.float32):
+        return tensor
+    if not autocasts(x.device):
         raise TypeError(f"{op}: {name}: expected x's dtype {x.dtype}{also}, got {tensor.dtype}")
-    return tensor
+    return tensor.to(x.dtype)
 
 
 def _pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -258,8 +260,9 @@ def _pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]
 
 
 def _autocast(x: Tensor, weight: Tensor | None, skip: Tensor | None, *rest: Any) -> tuple[Any, ...]:
-    weight, skip = (None if t is None else t.to(x.dtype) for t in (weight, skip))
-    return x, weight, skip, *rest
+    if weight is not None and weight.dtype != torch.float32:
+        weight = weight.to(x.dtype)
+    return x, weight, None if skip is None else skip.to(x.dtype), *rest
 
 
 def _fake(x: Tensor, *arguments: Any) -> Tensor:

@@ -300,8 +300,26 @@ def test_refuses_files(tmp_path: Path) -> None:
         broken.write_bytes(b"none of these")
         with pytest.raises(UserError, match=rf"broken{suffix}: cannot be read as {suffix}: ."):
             backbone("vgg16", weights=broken)
-    torch.save([torch.zeros(1)], path)
-    with pytest.raises(UserError, match="expected a state dict of tensors, got list"):
+    for what, text in [
+        ([torch.zeros(1)], "expected a state dict of tensors, got list"),
+        ({1: torch.zeros(1)}, "expected a state dict of tensors, got dict"),
+        (nn.ReLU(), r"cannot be read as .pth: it is damaged, or holds more than tensors$"),
+    ]:
+        torch.save(what, path)
+        with pytest.raises(UserError, match=text):
+            backbone("vgg16", weights=path)
+    state = VGG(**NARROW).state_dict()
+    for key, tensor, text in [
+        ("features.0.bias", torch.zeros(2, dtype=torch.int64), "to be floating, got torch.int64"),
+        ("features.0.bias", torch.zeros(2) + 0j, "to be floating, got torch.complex64"),
+        ("scaling.mean", torch.zeros(4), r"scaling.mean of shape \(3,\) .*, got \(4,\)"),
+        ("scaling.gain", torch.zeros(3), "got other names: a 'scaling.gain'"),
+    ]:
+        torch.save(state | {key: tensor}, path)
+        with pytest.raises(UserError, match=text):
+            backbone("vgg16", weights=path, **NARROW)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be read as .pth: EOFError"):
         backbone("vgg16", weights=path)
     with pytest.raises(UserError, match=r"timm: expected vgg16 or vgg16_bn, .*, got alexnet"):
         backbone("alexnet", weights="timm")

@@ -131,7 +131,7 @@ def copied(model: nn.Module, device: str | None = None) -> nn.Module:
 
 def line(error: Exception) -> str:
     """The first of an error's message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def first_tensor(value: Any) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...geometry.glance import line
 from .base import Backbone
 from .scaling import Scaling
 
@@ -48,24 +48,26 @@ def fill(net: Backbone, name: str, source: str | Path, state: State) -> None:
     Raises:
         UserError: names or shapes that are not the network's.
     """
-    expected = net.state_dict()
-    state = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+    expected = {**net.state_dict(), **net.scaling.state_dict(prefix="scaling.")}
     # Files of before torch 0.4.1 do not count the batches that normalisation has seen.
     counts = {k: torch.tensor(0) for k in expected if k.endswith(".num_batches_tracked")}
-    state = counts | state
-    own = {k: t for k, t in state.items() if not k.startswith("scaling.")}
-    missing, more = sorted(expected.keys() - own.keys()), sorted(own.keys() - expected.keys())
+    state = counts | net.scaling.state_dict(prefix="scaling.") | state
+    missing, more = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or more:
         raise UserError(
             f"{source}: expected the weights of {name}, got other names: "
             f"{_some('no', missing)}{' and ' * bool(missing and more)}{_some('a', more)}"
         )
-    for key, tensor in own.items():
+    for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
             raise UserError(
                 f"{source}: expected {key} of shape {tuple(expected[key].shape)} for {name} "
                 f"with {net.classes} classes, got {tuple(tensor.shape)}"
             )
+        if expected[key].is_floating_point():
+            if not tensor.is_floating_point():
+                raise UserError(f"{source}: expected {key} to be floating, got {tensor.dtype}")
+            state[key] = tensor.float()
     net.load_state_dict(state, assign=True)
 
 
@@ -91,14 +93,17 @@ def _read(path: Path) -> State:
         state: Any = _READERS[path.suffix](path)
     except ImportError:
         raise
-    # Its formats raise of all kinds: pickle's and zip's, RuntimeError, safetensors' own.
-    except (Exception, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        what = str(error).strip().partition("\n")[0]
+    except pickle.UnpicklingError as error:  # of which torch says how to read it all the same
+        what = "it is damaged, or holds more than tensors"
         raise UserError(f"{path}: cannot be read as {path.suffix}: {what}") from error
+    except Exception as error:  # of all kinds: zip's, RuntimeError, safetensors' own
+        raise UserError(f"{path}: cannot be read as {path.suffix}: {line(error)}") from error
     for key in ("state_dict", "model"):  # a checkpoint that holds more than the weights
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()
+    ):
         raise UserError(f"{path}: expected a state dict of tensors, got {type(state).__name__}")
     if state and all(name.startswith("module.") for name in state):  # of DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -118,7 +123,7 @@ def _safetensors(path: Path) -> Any:
 
 
 def _numpy(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
@@ -163,9 +168,8 @@ def _hub(library: str, module: str) -> Any:
     try:
         return import_module(module)
     except Exception as error:  # torchvision for another torch fails with a RuntimeError
-        what = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"weights: {library} cannot be imported ({what}): install it, or give a file"
+            f"weights: {library} cannot be imported ({line(error)}): install it, or give a file"
         ) from error
 
 
@@ -173,9 +177,8 @@ def _fetched(library: str, fetch: Callable[[], Any]) -> State:
     try:
         return dict(fetch())
     except Exception as error:  # whatever the hub and the layers below it raise without a network
-        what = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"weights: {library} cannot fetch them ({what}): without a network, give a file"
+            f"weights: {library} cannot fetch them ({line(error)}): without a network, give a file"
         ) from error
 
 

@@ -348,6 +348,13 @@ def own(*layers: nn.Module) -> nn.Module:
             "mul: joins what was flattened with what is not like it",
         ),
         (Attention(), "flatten: makes (2, 4, 100) of (2, 4, 10, 10), expected (2, 400)"),
+        (
+            Own(
+                lambda m, x: m[1](m[0](x)[0].flatten(1)),
+                *(nn.AdaptiveMaxPool2d(1, return_indices=True), nn.Linear(2, 3)),
+            ),
+            "layers.0 (AdaptiveMaxPool2d): gives positions too",
+        ),
         (Excited(), "spreads one element over the map"),
         (Choosing(), "cannot be read by torch.fx: symbolically traced variables cannot be used"),
         (Hidden(), "does other things than torch.fx can read: scores differ by "),

@@ -96,6 +96,8 @@ class Rewriting:
 
     def pool(self, node: fx.Node) -> None:
         """Adaptive pooling."""
+        if node not in self.shapes:
+            raise self._refused(node, "gives positions too, which no rule follows")
         *_, h, w = self.shapes[_source(node)]
         *_, to_h, to_w = self.shapes[node]
         if h % to_h or w % to_w:

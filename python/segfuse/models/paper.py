@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.layers import ALEXNET, GOOGLENET, VGG16, Conv, Deconv, Layer, Pool
+from .backbones.googlenet import INCEPTIONS
 
 __all__ = ["PAPER"]
 
@@ -36,21 +37,7 @@ _VGG16 = _FULLY_CONNECTED | {
     for block, channels in enumerate((64, 128, 256, 512, 512), 1)
     for k in range(1, 4)
 }
-_GOOGLENET: Channels = {
-    "conv1": 64,
-    "conv2_reduce": 64,
-    "conv2": 192,
-    # 1x1; 3x3 and what reduces to it; 5x5 likewise; behind the pooling
-    "3a": ((64,), (96, 128), (16, 32), (32,)),
-    "3b": ((128,), (128, 192), (32, 96), (64,)),
-    "4a": ((192,), (96, 208), (16, 48), (64,)),
-    "4b": ((160,), (112, 224), (24, 64), (64,)),
-    "4c": ((128,), (128, 256), (24, 64), (64,)),
-    "4d": ((112,), (144, 288), (32, 64), (64,)),
-    "4e": ((256,), (160, 320), (32, 128), (128,)),
-    "5a": ((256,), (160, 320), (32, 128), (128,)),
-    "5b": ((384,), (192, 384), (48, 128), (128,)),
-}
+_GOOGLENET: Channels = {"conv1": 64, "conv2_reduce": 64, "conv2": 192, **INCEPTIONS}
 
 
 class _Branches(nn.ModuleList):

@@ -13,6 +13,7 @@ from ..geometry import Axis
 from ..nn import DeconvUpsample, max_pool, max_unpool
 from .backbones import Backbone
 from .backbones import backbone as make_backbone
+from .backbones.base import pair
 from .fcn import align
 
 __all__ = ["UnpoolNet", "named_unpoolnet"]
@@ -154,21 +155,17 @@ def _levels(backbone: Backbone) -> list[nn.Sequential]:
     for stage in (encoder.to8, encoder.to16, encoder.to32):
         for layer in stage.children():
             if isinstance(layer, nn.MaxPool2d):
-                windows = map(_pair, (layer.kernel_size, layer.stride, layer.padding))
+                windows = map(pair, (layer.kernel_size, layer.stride, layer.padding))
                 if [*windows] != [(_FACTOR, _FACTOR)] * 2 + [(0, 0)]:
                     _refuse(backbone, "another pooling")
                 levels.append([])
                 continue
-            if any(_pair(getattr(m, "stride", 1)) != (1, 1) for m in layer.modules()):
+            if any(pair(getattr(m, "stride", 1)) != (1, 1) for m in layer.modules()):
                 _refuse(backbone, "a stride elsewhere")
             levels[-1].append(layer)
     if levels.pop():
         _refuse(backbone, "layers behind the last pooling")
     return [nn.Sequential(*level) for level in levels]
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _refuse(backbone: Backbone, got: str) -> None:

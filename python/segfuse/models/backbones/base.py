@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..sharing import as_convolution, sharing
 from .scaling import Scaling
 
-__all__ = ["Backbone", "Encoder", "Layout", "convolutional_head", "widened"]
+__all__ = ["Backbone", "Encoder", "Layout", "convolutional_head", "pair", "widened"]
 
 Layout = Literal["published", "aligned"]
 
@@ -95,8 +95,9 @@ class Backbone(nn.Module):
 
         Convolutions and normalisations have the same ``Parameter`` objects and buffers.  Fully
         connected layers become convolutions whose weights are views of the same memory, so that
-        nothing is copied; but as parameters they are new, and moving one of the two networks to
-        another device or dtype parts them.
+        nothing is copied: to train one of the two networks trains the other. But as parameters
+        these weights are new, so ``.to`` another device or dtype moves what is the same in both
+        networks and the views in one alone: move the classifier first, or copy it.
 
         Args:
             layout: "published", as FCN was released (Long, Shelhamer, Darrell, CVPR 2015): the
@@ -115,13 +116,13 @@ class Backbone(nn.Module):
         if layout not in {"published", "aligned"}:
             raise ValueError(f"layout: expected 'published' or 'aligned', got {layout!r}")
         stages = [sharing(stage) for stage in self._stages()]
-        windows = [m for m in chain(*map(_windows, stages)) if max(_pair(m.kernel_size)) > 1]
+        windows = [m for m in chain(*map(_windows, stages)) if max(pair(m.kernel_size)) > 1]
         for window in windows:
             if layout == "published":
                 if isinstance(window, nn.MaxPool2d):
                     window.ceil_mode = True
             else:
-                sides = _pair(window.kernel_size)
+                sides = pair(window.kernel_size)
                 window.padding = tuple(k // 2 if k % 2 else 0 for k in sides)
                 if isinstance(window, nn.MaxPool2d):  # padded, it covers the rest without
                     window.ceil_mode = not all(k % 2 for k in sides)
@@ -190,7 +191,8 @@ def _windows(module: nn.Module) -> Iterator[Any]:
     return (m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d)))
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A layer's option as (rows, columns)."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from .base import Backbone, widened
 from .scaling import Scaling
 
-__all__ = ["GoogLeNet"]
+__all__ = ["INCEPTIONS", "GoogLeNet"]
 
-_BLOCKS = {  # channels of 1x1; 3x3 and what reduces to it; 5x5 likewise; behind the pooling
-    "3a": (64, 96, 128, 16, 32, 32),
-    "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64),
-    "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64),
-    "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128),
-    "5b": (384, 192, 384, 48, 128, 128),
+# Channels of 1x1; of 3x3 and what reduces to it; of 5x5 likewise; behind the pooling.
+INCEPTIONS = {
+    "3a": ((64,), (96, 128), (16, 32), (32,)),
+    "3b": ((128,), (128, 192), (32, 96), (64,)),
+    "4a": ((192,), (96, 208), (16, 48), (64,)),
+    "4b": ((160,), (112, 224), (24, 64), (64,)),
+    "4c": ((128,), (128, 256), (24, 64), (64,)),
+    "4d": ((112,), (144, 288), (32, 64), (64,)),
+    "4e": ((256,), (160, 320), (32, 128), (128,)),
+    "5a": ((256,), (160, 320), (32, 128), (128,)),
+    "5b": ((384,), (192, 384), (48, 128), (128,)),
 }
 _TO16 = "maxpool3"  # the layers with which the stages begin
 _TO32 = "maxpool4"
@@ -56,8 +57,11 @@ class GoogLeNet(Backbone):
 
     def __init__(self, classes: int = 1000, *, dropout: float = 0.2, width: float = 1.0) -> None:
         stem, conv3 = widened(64, width), widened(192, width)
-        blocks = {name: [widened(c, width) for c in each] for name, each in _BLOCKS.items()}
-        out = {name: a + c + e + f for name, (a, _, c, _, e, f) in blocks.items()}
+        blocks = {
+            name: [[widened(c, width) for c in branch] for branch in each]
+            for name, each in INCEPTIONS.items()
+        }
+        out = {name: sum(branch[-1] for branch in each) for name, each in blocks.items()}
         super().__init__(classes, (out["3b"], out["4e"], out["5b"]))
         self.conv1 = _Convolution(3, stem, 7, stride=2, padding=3)
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -115,11 +119,11 @@ class _Convolution(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Four branches side by side; the channels as in `_BLOCKS`."""
+    """Four branches side by side; the channels as in `INCEPTIONS`."""
 
-    def __init__(self, cin: int, channels: Sequence[int]) -> None:
+    def __init__(self, cin: int, channels: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        one, red3, three, red5, five, pool = channels
+        (one,), (red3, three), (red5, five), (pool,) = channels
         self.branch1 = _Convolution(cin, one, 1)
         self.branch2 = nn.Sequential(
             _Convolution(cin, red3, 1), _Convolution(red3, three, 3, padding=1)

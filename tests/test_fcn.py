@@ -355,6 +355,22 @@ def test_parameters_are_the_backbones() -> None:
     assert its - mine == {id(p) for p in classifier.classifier.parameters()}
 
 
+def test_training_an_fcn_trains_its_classifier() -> None:
+    classifier = backbone("alexnet")
+    net = randomised(FCN(classifier, 2, layout="aligned"))
+    before = deepcopy(classifier.state_dict())
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net(torch.rand(1, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    after = classifier.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {"features.0.weight", "classifier.1.weight", "classifier.4.bias"} <= changed
+    assert not changed & {"classifier.6.weight", "classifier.6.bias"}
+    head = next(m for m in net.encoder.head if isinstance(m, nn.Conv2d))
+    assert torch.equal(head.weight.flatten(1), after["classifier.1.weight"])
+    assert net.encoder.head[-1].p == 0.5
+
+
 def test_numbers_of_the_published_net() -> None:
     with torch.device("meta"):
         net = FCN("vgg16", 21)

@@ -42,7 +42,7 @@ class FCN(nn.Module):
 
     Args:
         backbone: a name of `backbones.BACKBONES`, its weights drawn at random, or a network, whose
-            parameters are then shared.
+            parameters are then shared (`backbones.Backbone.encoder`) and trained with these.
         classes: channels of the scores.
         stride: of the finest map that is scored: 32, 16 or 8.
         upsample: "learned", as published: the filters that upsample by 2 start bilinear and learn,

@@ -44,6 +44,8 @@ class DeconvUpsample(nn.Module):
         self, channels: int, factor: int, *, kernel_size: int | None = None, learned: bool = True
     ) -> None:
         super().__init__()
+        if channels < 1:
+            raise ValueError(f"DeconvUpsample: channels: expected 1 or more, got {channels}")
         kernel = bilinear_kernel(factor, kernel_size)
         self.channels = channels
         self.factor = factor

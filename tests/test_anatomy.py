@@ -18,6 +18,7 @@ from segfuse.geometry.network import scaled, trace
 from segfuse.models import MODELS
 from segfuse.models.backbones import BACKBONES
 from segfuse.models.paper import PAPER
+from segfuse.nn import DeconvUpsample
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,22 @@ def test_parameters_of_the_classifiers_that_they_were(name: str, parameters: int
         assert sum(p.numel() for p in PAPER[name](1000).parameters()) == parameters
 
 
+def test_classes_of_a_backbone() -> None:
+    fields = [anatomy("alexnet", (224, 224), classes=classes) for classes in (None, 1000, 7)]
+    counts = [field.parameters for field in fields]
+    assert counts == [61_100_840, 61_100_840, 61_100_840 - 993 * 4097]
+
+
+@pytest.mark.parametrize(("factor", "kernel"), [(32, 63), (2, 3), (4, 8), (3, 2)])
+def test_multiply_adds_of_upsampling(factor: int, kernel: int) -> None:
+    """As many as a transposed convolution of the uncropped map, up to its rim."""
+    up = DeconvUpsample(5, factor, kernel_size=kernel)
+    full = nn.ConvTranspose2d(5, 5, kernel, factor, groups=5, bias=False)
+    mine, its = (trace(net, (1, 5, 200, 200)).multiply_adds for net in (up, full))
+    assert its == 5 * (200 * kernel) ** 2
+    assert mine == pytest.approx(its, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["unet", "fcn8s", "alexnet"])
 def test_costs_add_up(name: str) -> None:
     found = anatomy(name, (524, 524), classes=5)
@@ -77,7 +94,7 @@ def test_costs_add_up(name: str) -> None:
         if name in MODELS:
             made: nn.Module = MODELS[name](1 if name == "unet" else 3, 5)
         else:
-            made = BACKBONES[name]()
+            made = BACKBONES[name](5)
     assert found.parameters == sum(p.numel() for p in made.parameters())
     head, *rows = found.table(costs=True)
     assert head[-2:] == ("parameters", "multiply-adds")
@@ -165,7 +182,8 @@ def test_scaled(count: int, text: str) -> None:
         ("lenet", {}, "model: expected one of unet, fcn32s"),
         ("fcn-vgg16", {"layout": "aligned"}, "fcn-vgg16: expected no layout"),
         ("fcn8s", {"backbone": "lenet"}, "fcn8s: backbone: expected one of"),
-        ("unet", {"backbone": "vgg16"}, "unet: .*backbone"),
+        ("unet", {"backbone": "vgg16"}, "unet: expected no backbone"),
+        ("unpoolnet", {"layout": "aligned"}, "unpoolnet: expected no layout"),
         ("unet", {"size": (500, 572)}, "nearest: 492 and 508"),
         ("alexnet", {"size": (40, 40)}, "alexnet: the network"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def anatomy(
     size: Sequence[int] | None = None,
     *,
     in_channels: int | None = None,
-    classes: int = 21,
+    classes: int | None = None,
     **options: Any,
 ) -> Geometry:
     """Read a network by its name; nothing is computed but shapes.
@@ -39,7 +40,7 @@ def anatomy(
             of ImageNet and are made fully convolutional here (`models.convolutionalize`).
         size: of the image, (H, W); 500 x 500 or, of unet, 572 x 572.
         in_channels: of the image; 3 or, of unet, 1.
-        classes: channels of the scores, but of backbones.
+        classes: channels of the scores; 21 or, of backbones, 1000.
         options: of networks in `models.MODELS`, what `models.build` takes besides.
 
     Raises:
@@ -48,12 +49,14 @@ def anatomy(
     """
     if name not in NETWORKS:
         raise UserError(f"model: expected one of {', '.join(NETWORKS)}, got {name!r}")
-    if options and name not in models.MODELS:
-        raise UserError(f"{name}: expected no {next(iter(options))}")
+    known = signature(models.MODELS[name]).parameters if name in models.MODELS else ()
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name}: expected no {option}")
     side = _SIDES.get(name, _SIDE)
     channels = in_channels or (1 if name == "unet" else 3)
     try:
-        net = _network(name, channels, classes, options)
+        net = _network(name, channels, classes or (1000 if name in BACKBONES else 21), options)
         return geometry.of(net, (1, channels, *(size or (side, side))))
     except (ValueError, TypeError) as error:
         raise UserError(f"{name}: {error}") from error
@@ -65,7 +68,7 @@ def _network(name: str, in_channels: int, classes: int, options: dict[str, Any])
             return models.build(name, in_channels, classes, **options)
         if name in PAPER:
             return PAPER[name](classes)
-        net = BACKBONES[name]()
+        net = BACKBONES[name](classes)
         return convolutionalize(net, net.native)
 
 

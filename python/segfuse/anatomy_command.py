@@ -40,7 +40,10 @@ def anatomy(
             show_default="500x500, of unet 572x572",
         ),
     ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Channels of the scores.")] = 21,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Channels of the scores.", show_default="21, of a backbone 1000"),
+    ] = None,
     backbone: Annotated[
         str | None, option("FCN", help="What the network stands on.", show_default="vgg16")
     ] = None,

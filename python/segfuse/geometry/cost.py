@@ -26,9 +26,9 @@ def multiply_adds(node: Node) -> int:
         return prod(shape(node)) * prod(shape(args["weight"])[1:])
     if op in _TRANSPOSED:  # weight (in, out / groups, *kernel)
         return prod(shape(args["input"])) * prod(shape(args["weight"])[1:])
-    if op == "segfuse::deconv_upsample":  # of each pixel as many taps as strides leave
-        taps: int = args["kernel_size"] ** 2 // args["factor"] ** 2
-        return prod(shape(node)) * taps
+    if op == "segfuse::deconv_upsample":  # (kernel / factor)^2 taps a pixel, in the mean
+        taps: int = prod(shape(node)) * args["kernel_size"] ** 2 // args["factor"] ** 2
+        return taps
     if op == "linear":
         return prod(shape(node)) * shape(args["weight"])[-1]
     if op == "matmul":

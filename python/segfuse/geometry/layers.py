@@ -3,7 +3,7 @@
 A network is a mapping from names to layers, in order.  `chain` follows one axis through it::
 
     axes = chain(VGG16 | {"conv1_1": Conv(3, padding=100), "up": Deconv(64, 32)}, 500)
-    axes["up"].offset(axes["data"])  # what FCN-32s crops: 19
+    axes["up"].offset(axes["data"])  # what FCN-32s crops
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
     python benchmarks/camvid.py camvid squeezenet10.npz --seconds 120 --seeds 3 --json camvid.json
 
-Does each finer stride give a higher mean IU, and what do the weights give?  FOLDER holds
-`images/train`, `images/val`, `labels/train` and `labels/val` as in the SegNet tutorial: 367 and 101
-frames of 480 x 360, eleven classes, 11 being void.  The stages are trained on the first and
-compared by the second.
+Does each finer stride give a higher mean IU, and what do the weights give?  A finer stage comes of
+more time, too; --control trains FCN-32s alone for as long as all stages together.
+
+FOLDER holds `images/train`, `images/val`, `labels/train` and `labels/val` as in the SegNet
+tutorial: 367 and 101 frames of 480 x 360, eleven classes, 11 being void.  The stages are trained on
+the first and compared by the second.
 
 CamVid: Brostow, Fauqueur, Cipolla, Semantic object classes in video, Pattern Recognition Letters 30
 (2009).  Figures alone may be passed on, no pictures.
@@ -23,11 +25,13 @@ from typing import Any
 import torch
 
 import segfuse
+from segfuse.stages import judged
 
 NAMES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
 )  # fmt: skip
+WAYS = ("pretrained", "scratch")
 FIGURES = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
 
 
@@ -42,6 +46,7 @@ def main() -> None:
     options.add_argument("--model", default="fcn8s", help="the last stage: fcn16s or fcn8s")
     options.add_argument("--backbone", default="squeezenet1_0")
     options.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    options.add_argument("--control", action="store_true", help="FCN-32s for all of the time, too")
     options.add_argument("--threads", type=int)
     options.add_argument("--device", default="auto")
     options.add_argument("--fit", type=json.loads, default={}, help="more of segfuse.fit, as JSON")
@@ -55,9 +60,6 @@ def main() -> None:
         asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-WAYS = ("pretrained", "scratch")
-
-
 def compare(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train each way with each seed; return the figures of each stage, their mean and spread."""
     images, labels, split = arranged(asked.folder, work)
@@ -65,28 +67,35 @@ def compare(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for seed in range(asked.seeds):
         for way in asked.ways:
-            stages = segfuse.fit_stages(
-                images,
-                labels,
-                work / f"{way}-{seed}",
-                model=asked.model,
-                backbone=asked.backbone,
-                pretrained=asked.weights if way == "pretrained" else None,
-                resize=list(asked.size),
-                split=split,
-                kind="classes",
-                ignore=len(NAMES),
-                names=list(NAMES),
-                time=asked.seconds,
-                seed=seed,
-                threads=asked.threads,
-                device=asked.device,
-                overwrite=True,
+            given = {
+                "images": images,
+                "labels": labels,
+                "backbone": asked.backbone,
+                "pretrained": asked.weights if way == "pretrained" else None,
+                "resize": list(asked.size),
+                "split": split,
+                "kind": "classes",
+                "ignore": len(NAMES),
+                "names": list(NAMES),
+                "seed": seed,
+                "threads": asked.threads,
+                "device": asked.device,
+                "overwrite": True,
                 **asked.fit,
+            }
+            stages = segfuse.fit_stages(
+                **given, output=work / f"{way}-{seed}", model=asked.model, time=asked.seconds
             )
             for stage, figures in stages.figures().items():
                 runs[way].setdefault(stage, []).append(figures)
             print(way, seed, *("  ".join(row) for row in stages.table()), sep="\n", flush=True)
+            if asked.control:
+                total = asked.seconds * len(stages.names)
+                output = work / f"{way}-{seed}-control"
+                run = segfuse.fit(**given, output=output, model="fcn32s", time=total)
+                figures = control(run)
+                runs[way].setdefault(f"fcn32s alone, {total:g} s", []).append(figures)
+                print(f"control {figures}", flush=True)
             chosen = stages.runs()[0].config["training"]
     wanted = ("patch", "batch", "learning_rate", "encoder_rate", "threads", "precision", "device")
     return {
@@ -102,6 +111,12 @@ def compare(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
             for way, stages in runs.items()
         },
     }
+
+
+def control(run: segfuse.Run) -> dict[str, float]:
+    """A single run's figures of all the held-out pictures, as stages have them."""
+    figures = {name: run.result[name] for name in ("steps", "seconds")}
+    return {**figures, **judged(run)}
 
 
 def arranged(folder: Path, work: Path) -> tuple[Path, Path, Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from runs import one_thread, write_pictures  # noqa: E402, F401
 from typer.testing import CliRunner  # noqa: E402
 
 import segfuse  # noqa: E402
-from segfuse import models, preparation, solvers, stages, training  # noqa: E402
+from segfuse import loop, models, preparation, solvers, stages, training  # noqa: E402
 from segfuse import run as folder  # noqa: E402
 from segfuse.commands import app  # noqa: E402
+from segfuse.data import palette_of, read_labels, write_labels  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
 from segfuse.models.backbones import backbone  # noqa: E402
 from segfuse.run import Run  # noqa: E402
@@ -95,6 +98,91 @@ def test_stages_that_were_stopped_go_on(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("steps", [4, 8])  # the first of the second stage, the second of the third
+def test_stages_that_were_killed_go_on(
+    trained: Stages,
+    data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+) -> None:
+    """In the middle of a stage, or before its first checkpoint, wherever the folder is by then."""
+    monkeypatch.setattr(stages.Stages, "_draw", lambda *_: None)
+    step, calls = loop.Segmentation.training_step, itertools.count(1)
+
+    @functools.wraps(step)
+    def killed(*arguments: Any) -> Any:
+        if next(calls) == steps:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Segmentation, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_stages(**data, output=tmp_path / "run", **TINY)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    ended = resume(moved)
+    assert isinstance(ended, Stages)
+    assert ended.figures().keys() == set(NAMES)
+    for run, other in zip(ended.runs(), trained.runs(), strict=True):
+        ours, theirs = run.model().state_dict(), other.model().state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_finished_stages_are_left_as_they_are(trained: Stages) -> None:
+    before = {file: file.stat().st_mtime_ns for file in trained.path.rglob("*") if file.is_file()}
+    list(trained.train())
+    resume(trained.path)
+    after = {file: file.stat().st_mtime_ns for file in trained.path.rglob("*") if file.is_file()}
+    assert after == before
+
+
+def test_overwritten_stages_are_trained_anew(
+    trained: Stages, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.Stages, "_draw", lambda *_: None)
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    given = {**data, "output": run, "model": "fcn16s", **TINY, "steps": 1}
+    with pytest.raises(UserError, match="holds files"):
+        fit_stages(**given)
+    assert Run.open(run).path == run / "fcn8s"
+    again = fit_stages(**given, overwrite=True)
+    assert [stage.result["steps"] for stage in again.runs()] == [1, 1]
+    assert Run.open(run).path == run / "fcn16s"
+    assert not (run / "fcn8s" / folder.CONFIG).exists()
+    fit(**{**given, "model": "fcn32s"}, overwrite=True)
+    assert Run.open(run).path == run  # and no stage
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"fcn32s"', '"fcn64s"', "fcn64s is unknown"),
+        ("steps", "stpes", "stpes is unknown"),
+        ("images", "seed", "images, labels or stages are missing|Cannot overwrite"),
+        ("stages = ", "stage = ", "stages"),
+        ("format = 1", "format = 9", "of format 9"),
+        ("[arguments]", "[others]", "no 'arguments'"),
+    ],
+)
+def test_damaged_stages(trained: Stages, tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (trained.path / folder.STAGES).read_text()
+    (tmp_path / folder.STAGES).write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        Stages.open(tmp_path)
+
+
+def test_words_are_no_files(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("file", "torchvision"):
+        Path(word).mkdir()
+    given: dict[str, Any] = {**data, "output": "run", "model": "fcn8s"}
+    begun = Stages.begin(**given, split="file", pretrained="torchvision")
+    assert (begun.arguments["split"], begun.arguments["pretrained"]) == ("file", "torchvision")
+
+
 def test_pictures_that_changed_between_stages(data: dict[str, Path], tmp_path: Path) -> None:
     copies = write_pictures(tmp_path / "data")
     begun = Stages.begin(**copies, output=tmp_path / "run", model="fcn16s", **TINY)
@@ -153,6 +241,25 @@ def test_the_command(data: dict[str, Path], tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["train", "--resume", str(tmp_path / "run")])
     assert again.exit_code == 0, again.output
     assert "fcn16s" in again.output
+    predicted = ["predict", tmp_path / "run", data["images"], "-o", tmp_path / "predicted"]
+    told = CliRunner().invoke(app, list(map(str, [*predicted, "--device", "cpu"])))
+    assert told.exit_code == 0, told.output
+    assert f"stage: {tmp_path / 'run' / 'fcn16s'}, the finest that is finished" in told.output
+
+
+def test_the_command_that_was_interrupted(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    run = tmp_path / "run"
+    arguments = ["train", "--images", data["images"], "--labels", data["labels"], "-o", run]
+    arguments += ["--model", "fcn8s", "--stages", "--width", 1 / 16, "--device", "cpu"]
+    told = CliRunner().invoke(app, list(map(str, arguments)))
+    assert told.exit_code == 130
+    assert f"interrupted; go on with --resume {run}" in told.output
 
 
 # Where a training starts
@@ -185,6 +292,37 @@ def test_a_run_of_another_stride(trained: Stages, data: dict[str, Path], tmp_pat
     coarser = trained.path / "fcn32s"
     with pytest.raises(UserError, match="coarser: expected a run of fcn16s for fcn8s, got fcn32s"):
         fit(**data, output=tmp_path / "run", model="fcn8s", coarser=coarser, **TINY)
+
+
+@pytest.mark.parametrize("normalise", ["percentile", "meanstd"])
+def test_weights_want_the_colours_that_they_know(
+    normalise: str, trained: Stages, data: dict[str, Path], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {**data, "output": tmp_path / "run", "normalise": normalise, **TINY}
+    with pytest.raises(UserError, match=f"normalise: expected none, got {normalise}: pretrained"):
+        fit(**given, model="fcn32s", pretrained="torchvision")
+    coarser = trained.path / "fcn32s"
+    with pytest.raises(UserError, match=f"normalise: expected none, as .* has, got {normalise}"):
+        fit(**given, model="fcn16s", coarser=coarser)
+    assert not (tmp_path / "run").exists()
+
+
+def test_colours_go_with_a_run(tmp_path: Path) -> None:
+    """To its pictures and to the palettes of what it predicts."""
+    pictures = write_pictures(tmp_path)
+    for file in pictures["labels"].iterdir():
+        write_labels(file, read_labels(file) // 255)
+    colours = tmp_path / "colours.txt"
+    colours.write_text("10 20 30 ground\n#ff0001 disk\n")
+    given: dict[str, Any] = {**pictures, "output": tmp_path / "run", "kind": "classes", **TINY}
+    run = fit(**given, model="fcn32s", colours=colours)
+    written = segfuse.predict_files(run, pictures["images"], tmp_path / "predicted")
+    palette = palette_of(written[0])
+    assert palette is not None
+    assert palette[:6] == [10, 20, 30, 255, 0, 1]
+    assert Run.open(run.path).coding.palette == tuple(palette)
+    with pytest.raises(UserError, match="colours: go with labels that are classes"):
+        fit(**{**given, "kind": "binary"}, model="fcn32s", colours=colours, overwrite=True)
 
 
 # Solvers

@@ -164,6 +164,7 @@ def predict(
     """
     from .data.pairs import number
     from .prediction_files import Objects, megapixels, prepare
+    from .run import finest
     from .tiling.options import Asked
 
     with _told():
@@ -176,8 +177,11 @@ def predict(
             overlap=overlap,
             augment=augment,
         )
+        chosen = finest(run)
+        if chosen != run:
+            say(f"stage: {chosen}, the finest that is finished")
         prediction = prepare(
-            run,
+            chosen,
             images,
             output,
             asked=asked,

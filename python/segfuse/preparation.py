@@ -27,17 +27,25 @@ from .files import sha256
 from .options import STRIDES, check_objective, fill, fit_together, normalisation
 from .run import Run
 
-__all__ = ["Prepared", "begun", "prepare"]
+__all__ = ["HUBS", "Prepared", "begun", "plain", "prepare"]
 
-_HUBS = ("torchvision", "timm")  # may be named in place of a file of weights
+HUBS = ("torchvision", "timm")  # may be named in place of a file of weights
 
 
 class Prepared(NamedTuple):
-    """A training that can begin: its config, the pictures of both sides, and since when it runs."""
+    """A training that can begin.
+
+    Attributes:
+        config: what the run folder will say of it.
+        sides: pictures to train on, and to validate with.
+        began: what `time.perf_counter` gave when it was asked for.
+        model: the network, where it has weights to start from.
+    """
 
     config: dict[str, Any]
     sides: list[list[Picture]]
     began: float
+    model: nn.Module | None
 
 
 def prepare(given: dict[str, Any]) -> Prepared:
@@ -95,10 +103,11 @@ def prepare(given: dict[str, Any]) -> Prepared:
         "training": asdict(options),
     }
     folder.encoded(config)  # refuses names that it cannot hold before anything is removed
+    model = None
     if start:
-        with torch.random.fork_rng(devices=[]):
-            begun(config)  # refuses weights that do not fit likewise
-    return Prepared(config, sides, began)
+        with plain():
+            model = begun(config)  # refuses weights that do not fit likewise
+    return Prepared(config, sides, began, model)
 
 
 def _coding(given: dict[str, Any], pairs: Sequence[Pair], used: set[Path]) -> LabelCoding:
@@ -152,14 +161,14 @@ def _start(given: dict[str, Any]) -> dict[str, str] | None:
         return {"coarser": str(path), "sha256": sha256(weights)}
     if given["pretrained"] is None:
         return None
-    if given["pretrained"] in _HUBS:
+    if given["pretrained"] in HUBS:
         return {"pretrained": given["pretrained"]}
     path = Path(given["pretrained"]).absolute()
     return {"pretrained": str(path), "sha256": sha256(path)}
 
 
 def begun(config: dict[str, Any]) -> nn.Module:
-    """Make the network of a run with the weights that it starts from.
+    """Make the network of a run with the weights that it starts from, the others by its seed.
 
     Raises:
         UserError: these are gone, have changed, or do not fit.
@@ -172,7 +181,8 @@ def begun(config: dict[str, Any]) -> nn.Module:
         coarser = cast(models.FCN, Run.open(start["coarser"]).model().train())
         stride: Any = STRIDES[network["name"]]
         return models.FCN.from_coarser(coarser, stride=stride)
-    with _told():
+    with _told(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config["training"]["seed"])
         return models.build(**network, weights=start["pretrained"])
 
 
@@ -185,3 +195,15 @@ def _told() -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Train as ever, whatever dtype or inference mode the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(mode=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

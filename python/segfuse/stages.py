@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import inspect
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,14 +30,14 @@ from .errors import UserError
 from .files import whole
 from .options import STRIDES
 from .prediction import predict
-from .preparation import Prepared, prepare
+from .preparation import HUBS, Prepared, prepare
 from .run import Run
 
-__all__ = ["Stages", "fit_stages", "is_stages", "resume"]
+__all__ = ["Stages", "fit_stages", "is_stages", "judged", "resume"]
 
 _SCENES, _SHOWN = 4, 512  # of stages.png, at most; pixels a side of each
 _COLUMNS = ("stage", "steps", "seconds", *FIGURES)
-_LOG = logging.getLogger("segfuse")
+_WORDS = {"file", "block", *HUBS}  # in place of paths, whatever a folder holds
 
 
 def fit_stages(
@@ -120,7 +119,7 @@ class Stages:
         path: the folder.
         names: of the stages' models and folders, the coarsest first.
         arguments: of `training.fit`, without model, output and coarser.
-        fresh: nothing is written yet.
+        fresh: nothing is written yet, and what the folder holds of an earlier run will be removed.
     """
 
     path: Path
@@ -154,7 +153,7 @@ class Stages:
         arguments.pop("progress", None)
         for name in ("images", "labels", "pretrained", "colours", "split"):
             value = arguments[name]
-            if value is not None and Path(value).exists():
+            if value is not None and value not in _WORDS and Path(value).exists():
                 arguments[name] = str(Path(value).absolute())
         folder.check_free(Path(output), overwrite=overwrite)
         return cls(Path(output).absolute(), names, arguments, fresh=True)
@@ -170,13 +169,15 @@ class Stages:
         config = folder.read_config(path, folder.STAGES)
         try:
             names, arguments = tuple(config["stages"]), dict(config["arguments"])
+            strange = {*names} - {*STRIDES} or {*arguments} - {*_defaults(), "images", "labels"}
         except (KeyError, TypeError, ValueError) as error:
             raise folder.damaged(path / folder.STAGES, error) from error
-        known = _defaults()
-        if not (set(names) <= set(STRIDES) and set(arguments) - {"images", "labels"} <= set(known)):
-            unknown = ValueError("it names stages or arguments that this segfuse does not know")
-            raise folder.damaged(path / folder.STAGES, unknown)
-        return cls(path.absolute(), names, {**known, **arguments})
+        if strange or not {"images", "labels"} <= arguments.keys() or not names:
+            what = (
+                f"{min(strange)} is unknown" if strange else "images, labels or stages are missing"
+            )
+            raise folder.damaged(path / folder.STAGES, ValueError(what))
+        return cls(path.absolute(), names, {**_defaults(), **arguments})
 
     def train(self, *, device: str | None = None, progress: bool = False) -> Iterator[Run]:
         """Train the stages that are not finished, and give each stage's run when it is.
@@ -191,22 +192,23 @@ class Stages:
         arguments = {**self.arguments, **({"device": device} if device else {})}
         prepared = None
         if self.fresh:  # what is refused is refused before anything is written
-            prepared = prepare({**arguments, "model": self.names[0], "coarser": None})
+            prepared = _prepared(arguments, self.names[0], None)
         with folder.locked(self.path):
             if self.fresh:
                 self._claim()
+                object.__setattr__(self, "fresh", False)
             runs: list[Run] = []
             for name in self.names:
-                run = self._finished(name)
-                if run is None:
-                    if (self.path / name / folder.CONFIG).exists():
-                        run = training.resume(self.path / name, device=device, progress=progress)
-                    else:
-                        start = prepared or _finer(arguments, name, runs[-1])
-                        run = _begin(start, self.path / name, progress=progress)
-                    prepared = None
-                    self._note(run, device)
-                elif name not in self.figures():
+                path, run = self.path / name, self._finished(name)
+                new = run is None
+                if run is None and (path / folder.CONFIG).exists() and _is_begun(path):
+                    run = training.resume(path, device=device, progress=progress)
+                elif run is None:
+                    prepared = prepared or _prepared(arguments, name, runs[-1] if runs else None)
+                    with folder.locked(path):
+                        run = training.train(prepared, path, overwrite=True, progress=progress)
+                prepared = None
+                if new or name not in self.figures():
                     self._note(run, device)
                 runs.append(run)
                 yield run
@@ -255,7 +257,7 @@ class Stages:
 
     def _claim(self) -> None:
         """Remove an earlier run's files, and write ``stages.toml``."""
-        for path in (self.path, *(self.path / name for name in self.names)):
+        for path in (self.path, *(self.path / name for name in STRIDES)):
             if path.exists():
                 folder.remove(path)
         config = {
@@ -274,10 +276,7 @@ class Stages:
 
     def _note(self, run: Run, device: str | None) -> None:
         """Write a stage's figures into the table."""
-        held_out, where = _held_out(run), choose(device or run.config["training"]["device"])
-        with use_threads(run.config["training"]["threads"]):
-            validation = Validation(held_out, run.coding.classes, where, run.precision)
-            found, _ = validation(run.network(where))
+        found = judged(run, device=device)
         rows = {row["stage"]: row for row in self._rows()}
         rows[run.path.name] = {**run.result, **found, "stage": run.path.name}
         with whole(self.path / folder.TABLE) as partial, partial.open("w", newline="") as file:
@@ -313,19 +312,38 @@ def _defaults() -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in own}
 
 
-def _finer(arguments: dict[str, Any], name: str, coarser: Run) -> Prepared:
-    """Prepare the training of a stage that starts from another."""
+def judged(run: Run, *, device: str | None = None) -> dict[str, float]:
+    """Return a run's figures of all the pictures that it held out, as large as it sees them.
+
+    Args:
+        run: with its weights; of its own figures those of a budget of time may be of fewer pixels.
+        device: None: as it was trained.
+
+    Raises:
+        UserError: pictures that are gone, or a device that is not there.
+    """
+    options = run.config["training"]
+    where = choose(device or options["device"])
+    with use_threads(options["threads"]):
+        validation = Validation(_held_out(run), run.coding.classes, where, run.precision)
+        return validation(run.network(where))[0]
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a stage has checkpoints; else what it starts from may have been moved since."""
+    return any((path / name).exists() for name in (folder.LAST, folder.BEST))
+
+
+def _prepared(arguments: dict[str, Any], name: str, coarser: Run | None) -> Prepared:
+    """Prepare the training of a stage: the first, or one that starts from another."""
+    if coarser is None:
+        return prepare({**arguments, "model": name, "coarser": None})
     prepared = prepare({**arguments, "pretrained": None, "model": name, "coarser": coarser.path})
     if prepared.config["data"]["checksum"] != coarser.config["data"]["checksum"]:
         raise UserError(
             f"the images or labels have changed since {coarser.path} was trained: train anew"
         )
     return prepared
-
-
-def _begin(prepared: Prepared, path: Path, *, progress: bool) -> Run:
-    with folder.locked(path):
-        return training.train(prepared, path, overwrite=True, progress=progress)
 
 
 def _held_out(run: Run) -> list[Picture]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -31,7 +30,7 @@ from .nn import TouchingCrossEntropy, WeightedCrossEntropy
 from .ops import separate_touching
 from .options import Options
 from .prediction import predict
-from .preparation import Prepared, begun, prepare
+from .preparation import Prepared, begun, plain, prepare
 from .run import Run
 from .solvers import SOLVERS
 
@@ -200,7 +199,8 @@ def train(prepared: Prepared, output: Path, *, overwrite: bool, progress: bool) 
     """
     folder.claim(output, overwrite=overwrite)
     folder.write_config(output, prepared.config)
-    return _train(Run.open(output), prepared.sides, prepared.began, progress=progress)
+    run, (_, sides, began, model) = Run.open(output), prepared
+    return _train(run, sides, began, model=model, progress=progress)
 
 
 def resume(path: str | Path, *, device: str | None = None, progress: bool = False) -> Run:
@@ -265,6 +265,7 @@ def _train(
     sides: list[list[Picture]],
     began: float,
     *,
+    model: nn.Module | None = None,
     device: str | None = None,
     progress: bool,
 ) -> Run:
@@ -276,11 +277,12 @@ def _train(
     train, held_out = sides
     where, solver = choose(device or options.device), SOLVERS[options.solver]
     check_precision(options.precision, where)
-    with use_threads(options.threads), torch.random.fork_rng(devices=[]), _plain():
+    with use_threads(options.threads), torch.random.fork_rng(devices=[]), plain():
         torch.default_generator.manual_seed(options.seed)
         checkpoint = run.path / folder.LAST
-        new = run.config.get("start") and not checkpoint.exists()
-        model = begun(run.config) if new else folder.build(run.config, run.path)
+        if model is None:
+            new = run.config.get("start") and not checkpoint.exists()
+            model = begun(run.config) if new else folder.build(run.config, run.path)
         validation = None
         if held_out:
             validation = Validation(held_out, run.coding.classes, where, options.precision)
@@ -393,15 +395,3 @@ def _draw(run: Run, shown: Sequence[Picture], device: torch.device) -> None:
         items.append((picture.name, part, picture.target[:_SHOWN, :_SHOWN], labels))
     with whole(run.path / folder.OVERLAYS) as path:
         overlays(items, run.coding.names, palette=run.coding.palette).savefig(path)
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    """Train as ever, whatever dtype or inference mode the caller has set."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(mode=False):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)

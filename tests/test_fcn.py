@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from fractions import Fraction
 from typing import Any
@@ -35,6 +36,22 @@ SLOW = ("googlenet", "aligned")  # and like SqueezeNet's
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _encoders_are_read_once() -> Iterator[None]:
+    """Of encoders of the same layers, to the last padding: to read one takes longest of all."""
+    known: dict[str, dict[int, Axis]] = {}
+    read = models.fcn._axes
+
+    def reading(encoder: nn.Module) -> dict[int, Axis]:
+        if str(encoder) not in known:
+            known[str(encoder)] = read(encoder)
+        return known[str(encoder)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.fcn, "_axes", reading)
+        yield
 
 
 def backbone(name: str = "vgg16") -> Backbone:

@@ -6,6 +6,7 @@ import csv
 import functools
 import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from segfuse import run as folder  # noqa: E402
 from segfuse.commands import app  # noqa: E402
 from segfuse.data import palette_of, read_labels, write_labels  # noqa: E402
 from segfuse.errors import UserError  # noqa: E402
+from segfuse.models import fcn  # noqa: E402
 from segfuse.models.backbones import backbone  # noqa: E402
 from segfuse.run import Run  # noqa: E402
 from segfuse.stages import Stages, fit_stages, resume  # noqa: E402
@@ -33,6 +35,24 @@ from segfuse.training import fit  # noqa: E402
 TINY: dict[str, Any] = {"backbone": "squeezenet1_0", "width": 1 / 16, "patch": 32, "batch": 2}
 TINY |= {"steps": 3, "threads": 1, "precision": "32", "device": "cpu"}
 NAMES = ("fcn32s", "fcn16s", "fcn8s")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Spare the time of pictures of single runs, and of reading the same encoder again."""
+    known: dict[str, Any] = {}
+    read = fcn._axes
+
+    def read_once(encoder: Any) -> Any:
+        layers = str(encoder)
+        if layers not in known:
+            known[layers] = read(encoder)
+        return known[layers]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fcn, "_axes", read_once)
+        patched.setattr(training, "_draw", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -389,9 +409,3 @@ def test_photographs_are_mirrored_but_not_turned() -> None:
         seen = {tuple(patches[i][1].flatten().tolist()) for i in range(60)}
         assert len(seen) == 2 * poses  # places
         assert all(patch[3] - patch[0] == 4 for patch in seen)  # rows stay rows
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the time of pictures of single runs."""
-    monkeypatch.setattr(training, "_draw", lambda *_: None)

@@ -32,6 +32,7 @@ sanitize: build/sanitized/installed
 	.venv/test/bin/python -m pytest $(PYTEST) -s tests/test_ops.py tests/test_crop_concat.py \
 	  tests/test_weighted_cross_entropy.py tests/test_confusion_matrix.py tests/test_tiles.py \
 	  tests/test_label_distances.py tests/test_elastic_deform.py tests/test_deconv_upsample.py \
+	  tests/test_upsample_argmax.py tests/test_upsample_cross_entropy.py \
 	  -k "not compile and not opcheck"
 
 lint: .venv/lint/installed

@@ -74,6 +74,27 @@ void define(torch::stable::detail::StableLibrary& m) {
       "float background, float cell, bool balanced, bool everywhere, int[] ignored, Tensor(a!) "
       "out) -> ()");
   m.def(
+      "upsample_argmax(Tensor scores, Tensor? weight, int factor, int kernel_size, SymInt[] "
+      "offset, "
+      "bool align_corners, SymInt[] size, bool confidence) -> (Tensor, Tensor)");
+  m.def(
+      "upsample_argmax_out(Tensor scores, Tensor? weight, int factor, int kernel_size, SymInt[] "
+      "offset, bool align_corners, Tensor(a!) labels, Tensor(b!)? confidence) -> ()");
+  m.def(
+      "upsample_cross_entropy(Tensor scores, Tensor target, Tensor? weight, Tensor? weight_map, "
+      "Tensor? class_weight, int factor, int kernel_size, SymInt[] offset, bool align_corners, "
+      "int? ignore_index, int reduction, float label_smoothing) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor scores, Tensor target, Tensor? weight, "
+      "Tensor? weight_map, Tensor? class_weight, Tensor log_sums, Tensor denominator, int factor, "
+      "int kernel_size, SymInt[] offset, bool align_corners, int? ignore_index, int reduction, "
+      "float label_smoothing) -> Tensor");
+  m.def(
+      "upsample_cross_entropy_backward_weight(Tensor grad, Tensor scores, Tensor target, Tensor? "
+      "weight, Tensor? weight_map, Tensor? class_weight, Tensor log_sums, Tensor denominator, int "
+      "factor, int kernel_size, SymInt[] offset, bool align_corners, int? ignore_index, int "
+      "reduction, float label_smoothing) -> Tensor");
+  m.def(
       "weighted_cross_entropy(Tensor logits, Tensor target, Tensor? weight_map, Tensor? "
       "class_weight, "
       "int? ignore_index, int reduction, float label_smoothing) -> (Tensor, Tensor, Tensor)");

@@ -139,4 +139,5 @@ def requiring_grad(sample: registry.Sample) -> registry.Sample:
             return value.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         return value
 
-    return replace(sample, args=tuple(map(ask, sample.args)))
+    kwargs = {k: ask(v) if k in sample.asking else v for k, v in sample.kwargs.items()}
+    return replace(sample, args=tuple(map(ask, sample.args)), kwargs=kwargs)

@@ -145,7 +145,8 @@ def comparable_reference(spec: OpSpec, sample: Sample) -> tuple[Tensor, ...]:
 
 
 def gradients(outcome: Tensor, sample: Sample, upstream: Tensor) -> tuple[Tensor, ...]:
-    inputs = [a for a in sample.args if isinstance(a, Tensor) and a.requires_grad]
+    values = (*sample.args, *sample.kwargs.values())
+    inputs = [a for a in values if isinstance(a, Tensor) and a.requires_grad]
     return torch.autograd.grad(outcome, inputs, upstream, retain_graph=True)
 
 
@@ -332,13 +333,14 @@ def test_exports(spec: OpSpec, device: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_failures_raise_and_say_why(spec: OpSpec, backend: str) -> None:
     for s, error, text in spec.failures(maker(backend, torch.float32)):
-        out = s.kwargs.get("out")
-        before = None if out is None or out.is_meta else out.clone()
+        out = () if s.kwargs.get("out") is None else outputs(s.kwargs["out"])
+        before = [t if t.is_meta else t.clone() for t in out]
         with running(backend), pytest.raises(error) as raised:
             spec.function(*s.args, **s.kwargs)
         assert text in str(raised.value)
         assert str(raised.value).startswith(f"{spec.name}: ")
-        assert before is None or torch.equal(before, out), "written before the check"
+        for a, b in zip(before, out, strict=True):
+            assert b.is_meta or torch.equal(a, b), "written before the check"
 
 
 @on_backends_in_dtypes(lambda spec, _dtype: spec.takes_out)
@@ -381,7 +383,7 @@ def test_out_is_written_in_every_layout(spec: OpSpec, dtype: torch.dtype, backen
 def test_autograd_notices_that_out_was_written(spec: OpSpec, device: str) -> None:
     s = next(samples(spec, device, torch.float32))
     out = spec.function(*s.args, **s.kwargs)
-    weight = torch.ones_like(out, requires_grad=True)
+    weight = torch.ones_like(out, dtype=torch.float32, requires_grad=True)
     product_of_both = weight * out  # keeps out for weight's gradient
     spec.function(*s.args, **s.kwargs, out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

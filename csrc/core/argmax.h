@@ -14,9 +14,14 @@ struct Argmax {
   alignas(64) Acc best[width];
   alignas(64) int at[width];
 
-  // Takes in pixel i's score of class k; the classes come in ascending order, from 0.
+  // Takes in pixel i's score of class 0.
+  SEGFUSE_FUNCTOR void start(int64_t i, Acc score) {
+    best[i] = score;
+    at[i] = 0;
+  }
+  // And of class k; the classes come in ascending order.
   SEGFUSE_FUNCTOR void take(int64_t i, int k, Acc score) {
-    const bool better = k == 0 || score > best[i] || (score != score && best[i] == best[i]);
+    const bool better = !(score <= best[i]) & (best[i] == best[i]);
     best[i] = better ? score : best[i];
     at[i] = better ? k : at[i];
   }
@@ -36,7 +41,8 @@ struct Argmax {
  private:
   template <class T, class Step, class N>
   SEGFUSE_FUNCTOR void take_planes(const T* x, Step step, int64_t channel, int classes, N n) {
-    for (int k = 0; k < classes; ++k) {
+    for (int64_t i = 0; i < n; ++i) start(i, static_cast<Acc>(x[i * step]));
+    for (int k = 1; k < classes; ++k) {
       for (int64_t i = 0; i < n; ++i) take(i, k, static_cast<Acc>(x[k * channel + i * step]));
     }
   }

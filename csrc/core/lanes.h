@@ -72,6 +72,37 @@ struct Lanes {
 #endif
   }
 
+#if !SEGFUSE_CUDA_SOURCE
+  // Integers as wide as the values: places among them, or masks.
+  using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  typedef Index Indices [[gnu::vector_size(count * sizeof(T))]];
+
+  // Those at some places of another.
+  SEGFUSE_FUNCTOR void pick(const Lanes& from, const Index* at) {
+#if defined(__clang__)
+    for (int k = 0; k < count; ++k) values[k] = from.values[at[k]];
+#else
+    Indices places;
+    std::memcpy(&places, at, sizeof(places));
+    values = __builtin_shuffle(from.values, places);
+#endif
+  }
+  // Times neighbours in memory, and 0 where the mask is 0, whatever the product.
+  SEGFUSE_FUNCTOR void weigh(const T* weight, const Index* mask) {
+    Values by;
+    Indices bits;
+    std::memcpy(&by, weight, sizeof(by));
+    std::memcpy(&bits, mask, sizeof(bits));
+    by *= values;
+    std::memcpy(&values, &by, sizeof(by));
+    Indices product;
+    std::memcpy(&product, &by, sizeof(by));
+    product &= bits;
+    std::memcpy(&values, &product, sizeof(product));
+  }
+  SEGFUSE_FUNCTOR void add(const Lanes& other) { values = values + other.values; }
+#endif
+
   // The sum of all, of halves, so that errors stay small.
   SEGFUSE_FUNCTOR T total() const {
     T part[count];
@@ -82,5 +113,34 @@ struct Lanes {
     return part[0];
   }
 };
+
+#if !SEGFUSE_CUDA_SOURCE
+
+// The sums of eight, one a lane.
+template <class T>
+SEGFUSE_FUNCTOR Lanes<T, 8> totals(const Lanes<T, 8> (&of)[8]) {
+  Lanes<T, 8> sum;
+#if defined(__clang__)
+  for (int k = 0; k < 8; ++k) sum.values[k] = of[k].total();
+#else
+  using Places = typename Lanes<T, 8>::Indices;
+  typename Lanes<T, 8>::Values two[4], four[2];
+  for (int k = 0; k < 4; ++k) {  // neighbours of two in turns
+    const auto &a = of[2 * k].values, &b = of[2 * k + 1].values;
+    two[k] = __builtin_shuffle(a, b, Places{0, 8, 2, 10, 4, 12, 6, 14}) +
+             __builtin_shuffle(a, b, Places{1, 9, 3, 11, 5, 13, 7, 15});
+  }
+  for (int k = 0; k < 2; ++k) {  // of four, a half each
+    const auto &a = two[2 * k], &b = two[2 * k + 1];
+    four[k] = __builtin_shuffle(a, b, Places{0, 1, 8, 9, 4, 5, 12, 13}) +
+              __builtin_shuffle(a, b, Places{2, 3, 10, 11, 6, 7, 14, 15});
+  }
+  sum.values = __builtin_shuffle(four[0], four[1], Places{0, 1, 2, 3, 8, 9, 10, 11}) +
+               __builtin_shuffle(four[0], four[1], Places{4, 5, 6, 7, 12, 13, 14, 15});
+#endif
+  return sum;
+}
+
+#endif
 
 }  // namespace segfuse::SEGFUSE_BACKEND

@@ -85,4 +85,78 @@ struct Interpolation {
   }
 };
 
+// An axis of an upsampling by either, whose weights are products of two axes'.
+template <class Acc>
+struct Sampling {
+  Deconvolution taps;  // of the bilinear kernel
+  BilinearKernel<Acc> kernel;
+  Interpolation<Acc> places;
+  bool interpolates;
+
+  // From `count` to `size` elements; factor 0: by interpolation.
+  Sampling(int64_t count, int64_t size, int64_t factor, int64_t kernel_, int64_t offset,
+           bool corners)
+      : taps{count, size, factor, kernel_, offset},
+        kernel(kernel_),
+        places(count, size, corners),
+        interpolates(factor == 0) {}
+
+  SEGFUSE_FUNCTOR int64_t count() const { return taps.count; }
+  SEGFUSE_FUNCTOR int64_t size() const { return taps.size; }
+
+  // Whether two sources at most reach a target, one behind the other.
+  bool pairs() const { return interpolates || taps.kernel <= 2 * taps.factor; }
+
+  // Those two, where pairs(); what has no weight takes no part, be it infinite.
+  struct Pair {
+    int64_t low, high;
+    Acc of_low, of_high;
+    bool has_low, has_high;
+  };
+  SEGFUSE_FUNCTOR Pair pair(int64_t p) const {
+    if (interpolates) {
+      const auto place = places.place(p);
+      return {place.low, place.high, 1 - place.fraction, place.fraction, true, true};
+    }
+    const Range from = taps.sources(p);
+    const bool one = from.count() > 0, two = from.count() > 1;
+    const int64_t low = one ? from.first : 0;
+    return {low,
+            two ? from.last : low,
+            one ? kernel(taps.tap(p, low)) : Acc(0),
+            two ? kernel(taps.tap(p, from.last)) : Acc(0),
+            one,
+            two};
+  }
+
+  // What source q weighs in target p.
+  SEGFUSE_FUNCTOR Acc weight(int64_t p, int64_t q) const {
+    if (!interpolates) return kernel(taps.tap(p, q));
+    const auto place = places.place(p);
+    return (q == place.low ? 1 - place.fraction : Acc(0)) +
+           (q == place.high ? place.fraction : Acc(0));
+  }
+
+  // The targets that source q reaches.
+  SEGFUSE_FUNCTOR Range targets(int64_t q) const {
+    if (!interpolates) return taps.targets(q);
+    return {q == 0 ? 0 : first_from(q - 1), first_from(q + 1) - 1};
+  }
+
+ private:
+  // The first target whose lower source is q or one behind; `size` where there is none.
+  SEGFUSE_FUNCTOR int64_t first_from(int64_t q) const {
+    int64_t begin = 0, end = taps.size;
+    while (begin < end) {
+      const int64_t middle = (begin + end) / 2;
+      if (places.place(middle).low < q) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return begin;
+  }
+};
+
 }  // namespace segfuse::SEGFUSE_BACKEND

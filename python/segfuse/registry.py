@@ -72,6 +72,8 @@ class Sample:
     name: str = ""
     differentiable: bool = True
     """Whether the result has a gradient, where the operator is differentiable at all."""
+    asking: tuple[str, ...] = ()
+    """Keyword arguments that get gradients, beside every positional one that is floating."""
 
 
 Make = Callable[..., Tensor]

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..ops.weighted_cross_entropy import REDUCTIONS, weighted_cross_entropy
+from ..ops._losses import REDUCTIONS
+from ..ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = ["WeightedCrossEntropy"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..ops import separate_touching, unet_weight_map, weighted_cross_entropy
+from ..ops import separate_touching, unet_weight_map
 from ..ops.unet_weight_map import ClassWeight
+from ..ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = ["TouchingCrossEntropy"]
 

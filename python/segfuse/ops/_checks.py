@@ -58,6 +58,13 @@ def check_ids(op: str, argument: str, value: object) -> None:
         raise TypeError(f"{op}: {argument}: expected {expected}, got {value.dtype}")
 
 
+def label_dtype(classes: int) -> torch.dtype:
+    """Return the narrowest of uint8, int16 and int32 that holds ids of so many classes."""
+    if classes <= 2**8:
+        return torch.uint8
+    return torch.int16 if classes <= 2**15 else torch.int32
+
+
 def check_classes(
     op: str, argument: str, ids: Tensor, *, classes: int, target: Tensor, ignore_index: int | None
 ) -> None:

@@ -23,8 +23,8 @@ from ..registry import (
     runs_reference,
 )
 from ._checks import as_integer, autocasts, check_apart, check_out, check_tensor, wrong
-
-LONGEST_KERNEL = 1024  # taps along an axis
+from ._tiles import wide
+from ._upsampling import as_factor, as_kernel_size, as_pair, kernel_of
 
 
 def bilinear_kernel(factor: int, size: int | None = None) -> Tensor:
@@ -45,38 +45,9 @@ def bilinear_kernel(factor: int, size: int | None = None) -> Tensor:
         ValueError: a factor below 1, a size out of 1 to 1024.
         TypeError: what is no integer.
     """
-    return _kernel(
-        _kernel_size("bilinear_kernel", "size", _factor("bilinear_kernel", factor), size)
+    return kernel_of(
+        as_kernel_size("bilinear_kernel", "size", as_factor("bilinear_kernel", factor), size)
     )
-
-
-def _factor(op: str, factor: object) -> int:
-    number = as_integer(op, "factor", factor)
-    if not 1 <= number < 2**31:
-        raise wrong(op, "factor", f"1 to {2**31 - 1}", number)
-    return number
-
-
-def _kernel_size(op: str, argument: str, factor: int, size: object) -> int:
-    number = 2 * factor - factor % 2 if size is None else as_integer(op, argument, size)
-    if not 1 <= number <= LONGEST_KERNEL:
-        raise wrong(op, argument, f"1 to {LONGEST_KERNEL}", number)
-    return number
-
-
-def _kernel(size: int, like: Tensor | None = None) -> Tensor:
-    """In the dtype of ``like``'s arithmetic, on its device."""
-    reach = (size + 1) // 2
-    centre = reach - 1 if size % 2 else reach - 0.5
-    dtype = torch.float32 if like is None else _wide(like.dtype)
-    at = torch.arange(size, dtype=dtype, device=None if like is None else like.device)
-    taps = 1 - (at - centre).abs() / reach
-    return taps[:, None] * taps
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """In what values are computed."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _reference(
@@ -94,13 +65,13 @@ def _reference(
         x, weight, skip, factor, kernel_size, offset, size
     )
     if weight is None:
-        weight = _kernel(kernel_size, x).expand(x.shape[1], -1, -1)
+        weight = kernel_of(kernel_size, x).expand(x.shape[1], -1, -1)
     kind = x.device.type
     with torch.autocast(kind if kind in AUTOCAST_KEYS else "cpu", enabled=False):
         if x.numel():
-            wide = _wide(x.dtype)
+            dtype = wide(x.dtype)
             full = conv_transpose2d(
-                x.to(wide), weight.to(wide)[:, None], stride=factor, groups=x.shape[1]
+                x.to(dtype), weight.to(dtype)[:, None], stride=factor, groups=x.shape[1]
             )
             (top, left), (height, width) = offset, size
             result = full[:, :, top : top + height, left : left + width]
@@ -210,7 +181,7 @@ def _checked(  # noqa: PLR0917
     check_tensor(op, "x", x, floating=True)
     if x.dim() != 4 or 0 in x.shape[2:]:  # noqa: PLR2004
         raise wrong(op, "x", "(N, C, H, W), H and W at least 1", tuple(x.shape))
-    factor = _factor(op, factor)
+    factor = as_factor(op, factor)
     weight = _companion(x, "weight", weight)
     skip = _companion(x, "skip", skip)
     if weight is not None:
@@ -220,13 +191,13 @@ def _checked(  # noqa: PLR0917
         if kernel_size is not None and as_integer(op, "kernel_size", kernel_size) != k:
             raise wrong(op, "kernel_size", f"weight's {k}", kernel_size)
         kernel_size = k
-    kernel = _kernel_size(op, "kernel_size", factor, kernel_size)
+    kernel = as_kernel_size(op, "kernel_size", factor, kernel_size)
     if skip is not None and skip.dim() != 4:  # noqa: PLR2004
         raise wrong(op, "skip", "(N, C, *size)", tuple(skip.shape))
     whole = [(n - 1) * factor + kernel for n in x.shape[2:]]
-    starts = _pair(op, "offset", offset)
+    starts = as_pair(op, "offset", offset)
     rest = (whole[0] - starts[0], whole[1] - starts[1]) if skip is None else skip.shape[2:]
-    lengths = _pair(op, "size", rest if size is None else size)
+    lengths = as_pair(op, "size", rest if size is None else size)
     for axis, (start, length, most) in enumerate(zip(starts, lengths, whole, strict=True), 2):
         if start < 0 or length < 0 or start + length > most:
             expected = f"a range within the {most} elements of axis {axis}"
@@ -250,13 +221,6 @@ def _companion(x: Tensor, name: str, tensor: Tensor | None) -> Tensor | None:
     if not autocasts(x.device):
         raise TypeError(f"{op}: {name}: expected x's dtype {x.dtype}{also}, got {tensor.dtype}")
     return tensor.to(x.dtype)
-
-
-def _pair(op: str, argument: str, value: int | Sequence[int]) -> tuple[int, int]:
-    values = tuple(value) if isinstance(value, (Sequence, torch.Size)) else (value, value)
-    if len(values) != 2:  # noqa: PLR2004
-        raise wrong(op, argument, "a number or one for each of 2 axes", value)
-    return as_integer(op, argument, values[0]), as_integer(op, argument, values[1])
 
 
 def _autocast(x: Tensor, weight: Tensor | None, skip: Tensor | None, *rest: Any) -> tuple[Any, ...]:
@@ -424,7 +388,7 @@ def _benchmarks(make: Make) -> Iterator[Benchmark]:
 def _compare(name: str, x: Tensor, weight: Tensor, factor: int) -> Iterator[Benchmark]:
     """With a learned weight and with the fixed filter; the peer knows no other than a weight."""
     channels, kernel = weight.shape[:2]
-    filters = {"learned": weight, "fixed": _kernel(kernel, x).to(x.dtype).repeat(channels, 1, 1)}
+    filters = {"learned": weight, "fixed": kernel_of(kernel, x).to(x.dtype).repeat(channels, 1, 1)}
     size = [n * factor for n in x.shape[2:]]
     out, inner = deconv_upsample(x, factor=factor), x.new_empty(*x.shape[:2], *size)
     upstream = out / kernel**2

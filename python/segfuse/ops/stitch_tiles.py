@@ -22,10 +22,8 @@ from ..registry import (
     runs_reference,
 )
 from ._borders import CONSTANT
-from ._checks import check_out, check_tensor, wrong
+from ._checks import check_out, check_tensor, label_dtype, wrong
 from ._tiles import MOST_AXES, Corners, as_corners, as_size, wide
-
-MOST_CLASSES_OF = ((256, torch.uint8), (32768, torch.int16), (2**31 - 1, torch.int32))
 
 
 def _reference(
@@ -59,7 +57,7 @@ def _reference(
         total = total.index_put(_index(place, total), own)
     if window is not None:
         total = torch.where(weights == 0, 0, total / torch.where(weights == 0, 1, weights))
-    result = total.argmax(0).to(_label_dtype(shape[0])) if argmax else total.to(tiles.dtype)
+    result = total.argmax(0).to(label_dtype(shape[0])) if argmax else total.to(tiles.dtype)
     if argmax:
         result = torch.where(covered, result, 0)
     if out is not None:
@@ -134,7 +132,7 @@ def stitch_tiles(
     if argmax:
         if tiles.shape[1] == 0:
             raise wrong(op, "tiles", "at least one class", tuple(tiles.shape))
-        dtype = _label_dtype(tiles.shape[1])
+        dtype = label_dtype(tiles.shape[1])
     if out is not None:
         shape = lengths if argmax else (tiles.shape[1], *lengths)
         like = tiles if dtype == tiles.dtype else tiles.new_empty(0, dtype=dtype)
@@ -177,10 +175,6 @@ def _checked_window(window: Tensor, tiles: Tensor) -> Tensor:
     return window.detach().to(wide(tiles.dtype)).contiguous()
 
 
-def _label_dtype(classes: int) -> torch.dtype:
-    return next(dtype for most, dtype in MOST_CLASSES_OF if classes <= most)
-
-
 def _fake(tiles: Tensor, corners: Tensor, size: Sequence[int], window: Tensor | None) -> Tensor:  # noqa: ARG001
     return tiles.new_empty((tiles.shape[1], *size))
 
@@ -191,7 +185,7 @@ def _fake_argmax(
     size: Sequence[int],
     window: Tensor | None,  # noqa: ARG001
 ) -> Tensor:
-    return tiles.new_empty(tuple(size), dtype=_label_dtype(tiles.shape[1]))
+    return tiles.new_empty(tuple(size), dtype=label_dtype(tiles.shape[1]))
 
 
 def _fake_out(*_: Any) -> None:

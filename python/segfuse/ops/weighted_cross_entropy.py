@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,9 @@ from ..registry import (
     register,
     runs_reference,
 )
-from ._checks import as_integer, check_classes, check_ids, check_tensor, wrong
-
-Reduction: TypeAlias = Literal["none", "mean", "sum"]
-REDUCTIONS = ("none", "mean", "sum")  # as csrc numbers them
-
-
-def _wide(logits: Tensor) -> torch.dtype:
-    """In what is computed: float32, float64 for float64."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+from ._checks import check_tensor, wrong
+from ._losses import REDUCTIONS, Reduction, checked_loss
+from ._tiles import wide
 
 
 def _reference(
@@ -41,22 +35,22 @@ def _reference(
     label_smoothing: float = 0.0,
     validate: bool = False,  # noqa: ARG001  (torch checks)
 ) -> Tensor:
-    wide, ids = _wide(logits), target.long()
+    dtype, ids = wide(logits.dtype), target.long()
     ignored = torch.zeros_like(ids, dtype=torch.bool)
     if ignore_index is not None:
         ignored = ids == ignore_index
     none = torch.iinfo(torch.int64).min  # no id, so that torch refuses all that are no class
     ids = ids.masked_fill(ignored, none)
-    c = None if class_weight is None else class_weight.detach().to(wide)
+    c = None if class_weight is None else class_weight.detach().to(dtype)
     loss = cross_entropy(
-        logits.to(wide).masked_fill(ignored[:, None], 0),
+        logits.to(dtype).masked_fill(ignored[:, None], 0),
         ids,
         weight=c,
         ignore_index=none,
         reduction="none",
         label_smoothing=label_smoothing,
     )
-    m = torch.ones_like(loss) if weight_map is None else weight_map.detach().to(wide)
+    m = torch.ones_like(loss) if weight_map is None else weight_map.detach().to(dtype)
     m = m.reshape(loss.shape).masked_fill(ignored, 0)
     loss = loss * m
     if reduction == "none":
@@ -122,20 +116,23 @@ def weighted_cross_entropy(
     runs.
     """
     op = "weighted_cross_entropy"
-    if ignore_index is not None:
-        ignore_index = as_integer(op, "ignore_index", ignore_index)
-    _check(logits, target, reduction, label_smoothing)
-    weight_map = _checked_map(logits, target, weight_map)
-    class_weight = _checked_class_weight(logits, class_weight)
-    if validate:
-        check_classes(
-            op,
-            "target",
-            target,
-            classes=logits.shape[1],
-            target=target,
-            ignore_index=ignore_index,
-        )
+    check_tensor(op, "logits", logits, floating=True)
+    if logits.dim() not in (3, 4, 5) or logits.shape[1] == 0:
+        raise wrong(op, "logits", "(N, C, *S) with one to three spatial axes", tuple(logits.shape))
+    size = (logits.shape[0], *logits.shape[2:])
+    weight_map, class_weight, ignore_index = checked_loss(
+        op,
+        "logits",
+        logits,
+        target,
+        size,
+        weight_map=weight_map,
+        class_weight=class_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        validate=validate,
+    )
     if runs_reference(op, logits):
         return _reference(
             logits,
@@ -158,61 +155,6 @@ def weighted_cross_entropy(
     return result
 
 
-def _check(logits: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> None:
-    op = "weighted_cross_entropy"
-    check_tensor(op, "logits", logits, floating=True)
-    check_ids(op, "target", target)
-    if logits.dim() not in (3, 4, 5) or logits.shape[1] == 0:
-        raise wrong(op, "logits", "(N, C, *S) with one to three spatial axes", tuple(logits.shape))
-    size = (logits.shape[0], *logits.shape[2:])
-    if tuple(target.shape) != size:
-        raise wrong(op, "target", f"shape {size}", tuple(target.shape))
-    if target.device != logits.device:
-        raise wrong(op, "target", f"logits' device {logits.device}", target.device)
-    if reduction not in REDUCTIONS:
-        raise wrong(op, "reduction", "'none', 'mean' or 'sum'", repr(reduction))
-    if not isinstance(label_smoothing, (int, float, torch.SymFloat)):
-        raise TypeError(f"{op}: label_smoothing: expected a number, got {label_smoothing!r}")
-    if not 0 <= label_smoothing <= 1:
-        raise wrong(op, "label_smoothing", "0 to 1", label_smoothing)
-
-
-def _check_companion(logits: Tensor, name: str, value: Tensor) -> None:
-    op = "weighted_cross_entropy"
-    check_tensor(op, name, value)
-    if value.dtype not in (logits.dtype, torch.float32):
-        other = "" if logits.dtype == torch.float32 else " or torch.float32"
-        expected = f"logits' dtype {logits.dtype}{other}"
-        raise TypeError(f"{op}: {name}: expected {expected}, got {value.dtype}")
-    if value.device != logits.device:
-        raise wrong(op, name, f"logits' device {logits.device}", value.device)
-
-
-def _checked_map(logits: Tensor, target: Tensor, weight_map: Tensor | None) -> Tensor | None:
-    """The map as (N, *S)."""
-    if weight_map is None:
-        return None
-    _check_companion(logits, "weight_map", weight_map)
-    size = tuple(target.shape)
-    if weight_map.dim() == target.dim() + 1 and weight_map.shape[1] == 1:
-        weight_map = weight_map[:, 0]
-    if tuple(weight_map.shape) != size:
-        expected = f"shape {size} or {(size[0], 1, *size[1:])}"
-        raise wrong("weighted_cross_entropy", "weight_map", expected, tuple(weight_map.shape))
-    return weight_map.detach()
-
-
-def _checked_class_weight(logits: Tensor, class_weight: Tensor | None) -> Tensor | None:
-    """The weights as the kernel reads them: few, so that a copy costs nothing."""
-    if class_weight is None:
-        return None
-    _check_companion(logits, "class_weight", class_weight)
-    if tuple(class_weight.shape) != (logits.shape[1],):
-        expected = f"shape {(logits.shape[1],)}"
-        raise wrong("weighted_cross_entropy", "class_weight", expected, tuple(class_weight.shape))
-    return class_weight.detach().to(_wide(logits)).contiguous()
-
-
 def _fake(  # noqa: PLR0917  (as the schema has it)
     logits: Tensor,
     target: Tensor,
@@ -222,8 +164,8 @@ def _fake(  # noqa: PLR0917  (as the schema has it)
     reduction: int,
     label_smoothing: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
-    each = logits.new_empty(target.shape, dtype=_wide(logits))
-    one = logits.new_empty((), dtype=_wide(logits))
+    each = logits.new_empty(target.shape, dtype=wide(logits.dtype))
+    one = logits.new_empty((), dtype=wide(logits.dtype))
     return (torch.empty_like(each) if reduction == 0 else one), each, torch.empty_like(one)
 
 
@@ -254,22 +196,22 @@ def _backward_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     """In plain PyTorch, from ``grad_logits[k] = g m (a p[k] - b[k])`` and ``dp[k] / dx[j]``."""
     grad, logits, target, weight_map, class_weight, _, denominator = ctx.saved_tensors
     ignore_index, reduction, smoothing = ctx.options
-    wide, classes = _wide(logits), logits.shape[1]
+    dtype, classes = wide(logits.dtype), logits.shape[1]
     ids = target.long()
     ignored = torch.zeros_like(ids, dtype=torch.bool)
     if ignore_index is not None:
         ignored = ids == ignore_index
     kinds = (1, classes, *[1] * (logits.dim() - 2))
-    c = logits.new_ones(classes, dtype=wide) if class_weight is None else class_weight.to(wide)
+    c = logits.new_ones(classes, dtype=dtype) if class_weight is None else class_weight.to(dtype)
     c = c.reshape(kinds)
     hot = ids[:, None] == torch.arange(classes, device=ids.device).reshape(kinds)
     b = (1 - smoothing) * c * hot + smoothing / classes * c  # (N, C, *S)
-    m = torch.ones_like(ids, dtype=wide) if weight_map is None else weight_map.to(wide)
+    m = torch.ones_like(ids, dtype=dtype) if weight_map is None else weight_map.to(dtype)
     if REDUCTIONS[reduction] == "mean":
         m = m * torch.where(denominator == 0, 0, 1 / denominator)
     m = m.masked_fill(ignored, 0)[:, None]
-    p = logits.to(wide).softmax(1).masked_fill(ignored[:, None], 0)
-    a, v = b.sum(1, keepdim=True), v.to(wide)
+    p = logits.to(dtype).softmax(1).masked_fill(ignored[:, None], 0)
+    a, v = b.sum(1, keepdim=True), v.to(dtype)
     of_grad = (v * m * (a * p - b)).sum(1)
     of_grad = of_grad if reduction == 0 else of_grad.sum()
     g = grad[:, None] if reduction == 0 else grad
@@ -330,8 +272,8 @@ def _failures(make: Make) -> Iterator[tuple[Sample, type[Exception], str]]:
     yield call(logits[:, :0], target), ValueError, "logits: expected (N, C, *S) with one to three"
     yield call(logits, target[:1]), ValueError, "target: expected shape (2, 4, 5), got (1, 4, 5)"
     yield call(logits, target.to("meta")), ValueError, "target: expected logits' device"
-    wide = logits.to(other)[:, 0]
-    yield call(logits, target, weight_map=wide), TypeError, "weight_map: expected logits' dtype"
+    mixed = logits.to(other)[:, 0]
+    yield call(logits, target, weight_map=mixed), TypeError, "weight_map: expected logits' dtype"
     yield call(logits, target, weight_map=make(2, 5, 4)), ValueError, "weight_map: expected shape"
     yield call(logits, target, class_weight=make(4)), ValueError, "class_weight: expected shape (3"
     yield call(logits, target, ignore_index="a"), TypeError, "ignore_index: expected an integer"

@@ -1,0 +1,830 @@
+// Coarse scores at full resolution, which are stored nowhere.
+//
+//   for_each_pixel(f, like)      f sees all the classes of some pixels at once, and may sum
+//   gradient_of_scores(f, out)   from pixels' gradients, a class at a time, the coarse scores'
+//   gradient_of_weight(f, out)   and those of a learned kernel
+//
+// On the CPU a row of coarse scores is spread along x once for all the rows of pixels that it
+// reaches, which are then weighted sums of two such; gradients go the same way back, along y first.
+// So a pixel's score costs two products, and each exponential is computed once a direction.  A
+// thread holds two spread rows of some classes, or of some pixels.  Where kernels are tables, or
+// reach over more than two sources, a row is computed by core/upsample.h.  On CUDA a thread
+// computes a pixel, or gathers a coarse score's gradient from the pixels that it reaches.
+//
+// Functors have
+//
+//   Coarse<T> coarse;
+//   using Sum = ...; void write(const Sum& total) const;      as core/reduce.h has them
+//   void operator()(const Pixel& p, N n, const auto& scores, Sum&) const;
+//       n pixels along x, at most UpsampledPolicy::width; scores(k, i): class k of pixel p + i
+//
+// or, for gradients,
+//
+//   PixelTerms<Acc>; void read(const Pixel& p, N n, const PixelTerms<Acc>& to) const;
+//   void differentiate(int64_t k, N n, const PixelTerms<Acc>&, Acc* x) const;
+//       in place of n scores of class k their gradients
+#pragma once
+
+#include "core/cross_entropy.h"
+#include "core/upsample.h"
+
+#if !SEGFUSE_CUDA_SOURCE
+#include <memory>
+#endif
+
+namespace segfuse::SEGFUSE_BACKEND {
+
+// Scores (N, K, H, W), and how they are upsampled; float or double, to which halves are converted,
+// so that all this is compiled but twice.
+template <class Acc>
+struct Coarse {
+  const Acc* scores;
+  int64_t n_step, k_step, y_step, x_step;
+  int64_t batch, classes;
+  Sampling<Acc> down, across;
+  Weights<Acc> weights;  // where there is a table, of the first class
+  int64_t table_step;    // to that of the next
+
+  SEGFUSE_FUNCTOR Plane<Acc> plane(int64_t n, int64_t k) const {
+    return {scores + n * n_step + k * k_step, y_step, x_step};
+  }
+  SEGFUSE_FUNCTOR Weights<Acc> weights_of(int64_t k) const {
+    Weights<Acc> w = weights;
+    if (w.table) w.table += k * table_step;
+    return w;
+  }
+};
+
+#if SEGFUSE_CUDA_SOURCE
+
+struct UpsampledPolicy {
+  static constexpr int width = 1;
+};
+
+// Class k at a pixel.
+template <class Acc>
+SEGFUSE_FUNCTOR Acc upsampled(const Coarse<Acc>& coarse, int64_t n, int64_t k, int64_t y,
+                              int64_t x) {
+  const Plane<Acc> plane = coarse.plane(n, k);
+  Acc value = 0;
+  if (coarse.down.interpolates) {
+    const auto v = coarse.down.pair(y), h = coarse.across.pair(x);
+    const Acc *low = plane.row(v.low), *high = plane.row(v.high);
+    const auto along = [&](const Acc* line) {
+      return line[h.low * plane.step] * h.of_low + line[h.high * plane.step] * h.of_high;
+    };
+    value = along(low) * v.of_low + along(high) * v.of_high;
+  } else {
+    expand(coarse.down.taps, coarse.across.taps, plane, coarse.weights_of(k), y, x,
+           std::integral_constant<int, 1>{}, &value);
+  }
+  return value;
+}
+
+template <class F>
+struct UpsampledPixels {
+  using Sum = typename F::Sum;
+  F f;
+  Pixels pixels;
+
+  template <class N>
+  SEGFUSE_FUNCTOR void operator()(const Pixel& p, N n, Sum& sum) const {
+    const auto scores = [&](int64_t k, int64_t) {
+      return upsampled(f.coarse, p.at[0], k, p.at[2], p.at[3]);
+    };
+    f(p, n, scores, sum);
+  }
+  SEGFUSE_FUNCTOR void write(const Sum& total) const { f.write(total); }
+};
+
+template <class F>
+int64_t for_each_pixel(const F& f, const Tensor& pixels) {
+  if (pixels.numel() == 0 && std::is_empty_v<typename F::Sum>) return 0;
+  return reduce(UpsampledPixels<F>{f, Pixels(pixels)}, pixels);
+}
+
+// A pixel's gradient of class k.
+template <class F>
+SEGFUSE_FUNCTOR auto pixel_gradient(const F& f, int64_t n, int64_t k, int64_t y, int64_t x) {
+  using Acc = typename F::Acc;
+  Acc log_sum, scale, all, hard, value = upsampled(f.coarse, n, k, y, x);
+  int id;
+  constexpr std::integral_constant<int, 1> one{};
+  const PixelTerms<Acc> terms{&log_sum, &scale, &all, &hard, &id};
+  f.read({{n, 0, y, x}}, one, terms);
+  f.differentiate(k, one, terms, &value);
+  return value;
+}
+
+template <class F>
+struct ScoresGradient {
+  using Acc = typename F::Acc;
+  using Value = Acc;
+  struct Row {
+    Acc* to;
+    int64_t step, size, n, k, y;
+  };
+  F f;
+  Acc* to;
+
+  SEGFUSE_FUNCTOR int64_t rows() const {
+    return f.coarse.batch * f.coarse.classes * f.coarse.down.count();
+  }
+  SEGFUSE_FUNCTOR int64_t longest() const { return f.coarse.across.count(); }
+  SEGFUSE_FUNCTOR Row row(int64_t r) const {
+    const Split line = split(r, f.coarse.down.count());
+    const Split image = split(line.quotient, f.coarse.classes);
+    return {to + r * longest(), 1, longest(), image.quotient, image.remainder, line.remainder};
+  }
+  template <class N>
+  SEGFUSE_FUNCTOR void operator()(const Row& row, int64_t x, N n, Acc* values) const {
+    const auto& coarse = f.coarse;
+    const Weights<Acc> w = coarse.weights_of(row.k);
+    const Range down = coarse.down.targets(row.y);
+    for (int i = 0; i < n; ++i) {
+      const Range across = coarse.across.targets(x + i);
+      Acc sum = 0;
+      for (int64_t r = down.first; r <= down.last; ++r) {
+        Acc along = 0;
+        for (int64_t p = across.first; p <= across.last; ++p) {
+          const Acc weight =
+              w.table ? w.row(coarse.down.taps.tap(r, row.y))[coarse.across.taps.tap(p, x + i)]
+                      : coarse.across.weight(p, x + i);
+          along += pixel_gradient(f, row.n, row.k, r, p) * weight;
+        }
+        sum += w.table ? along : along * coarse.down.weight(r, row.y);
+      }
+      values[i] = sum;
+    }
+  }
+};
+
+template <class F>
+void gradient_of_scores(const F& f, const Tensor& out) {
+  using Acc = typename F::Acc;
+  for_each_row(out, Memory::fresh, std::array{ScoresGradient<F>{f, out.mutable_data_ptr<Acc>()}});
+}
+
+template <class F>
+struct WeightGradient {
+  using Acc = typename F::Acc;
+  using Value = Acc;
+  struct Row {
+    Acc* to;
+    int64_t step, size, k;
+  };
+  F f;
+  Acc* to;
+
+  SEGFUSE_FUNCTOR int64_t rows() const { return f.coarse.classes; }
+  SEGFUSE_FUNCTOR int64_t longest() const {
+    return f.coarse.weights.kernel * f.coarse.weights.kernel;
+  }
+  SEGFUSE_FUNCTOR Row row(int64_t k) const { return {to + k * longest(), 1, longest(), k}; }
+  template <class N>
+  SEGFUSE_FUNCTOR void operator()(const Row& row, int64_t t, N n, Acc* values) const {
+    const auto& coarse = f.coarse;
+    const auto &down = coarse.down.taps, &across = coarse.across.taps;
+    for (int i = 0; i < n; ++i) {
+      const Split tap = split(t + i, coarse.weights.kernel);
+      double sum = 0;
+      for (int64_t b = 0; b < coarse.batch; ++b) {
+        const auto plane = coarse.plane(b, row.k);
+        for (int64_t q = 0; q < down.count; ++q) {
+          const int64_t y = q * down.factor + tap.quotient - down.offset;
+          if (y < 0 || y >= down.size) continue;
+          for (int64_t r = 0; r < across.count; ++r) {
+            const int64_t x = r * across.factor + tap.remainder - across.offset;
+            if (x < 0 || x >= across.size) continue;
+            sum += static_cast<double>(pixel_gradient(f, b, row.k, y, x)) *
+                   static_cast<double>(plane.row(q)[r * plane.step]);
+          }
+        }
+      }
+      values[i] = static_cast<Acc>(sum);
+    }
+  }
+};
+
+template <class F>
+void gradient_of_weight(const F& f, const Tensor& out) {
+  using Acc = typename F::Acc;
+  for_each_row(out, Memory::fresh, std::array{WeightGradient<F>{f, out.mutable_data_ptr<Acc>()}});
+}
+
+#else
+
+struct UpsampledPolicy {
+  static constexpr int width = 16;          // pixels that a functor has at once
+  static constexpr int64_t values = 49152;  // of two spread rows: 192 KiB of floats
+  static constexpr int64_t longest = 512;   // pixels of a strip
+  static constexpr int64_t most = 16;       // classes whose gradients are computed together
+};
+
+// Uninitialised memory.
+template <class Acc>
+std::unique_ptr<Acc[]> memory(int64_t values) {
+  return std::unique_ptr<Acc[]>(new Acc[values]);
+}
+
+// Where pixels along x take their values from, eight at a time; and rows of sources so spread.
+template <class Acc>
+struct Spread {
+  static constexpr int lanes = 8;
+  using Eight = Lanes<Acc, lanes>;
+  using Index = typename Eight::Index;
+
+  int64_t pixels, groups;
+  std::vector<int64_t> first;  // source of a group
+  std::vector<char> near;      // whether eight sources from there on are all that it has
+  std::vector<Index> low, high, has_low, has_high;  // from the first on; masks
+  std::vector<Acc> of_low, of_high;
+
+  explicit Spread(const Sampling<Acc>& across)
+      : pixels(across.size()), groups((across.size() + lanes - 1) / lanes), first(groups) {
+    near.resize(groups);
+    for (auto* table : {&low, &high, &has_low, &has_high}) table->resize(groups * lanes);
+    for (auto* table : {&of_low, &of_high}) table->resize(groups * lanes);
+    for (int64_t g = 0; g < groups; ++g) {
+      first[g] = across.pair(g * lanes).low;
+      for (int64_t i = 0; i < lanes; ++i) {  // sources that no pixel has yet cannot lie before
+        const auto pair = across.pair(std::min(g * lanes + i, pixels - 1));
+        if (pair.has_low) first[g] = i == 0 ? pair.low : std::min(first[g], pair.low);
+      }
+      int64_t last = first[g];
+      for (int64_t i = 0; i < lanes; ++i) {
+        const int64_t p = std::min(g * lanes + i, pixels - 1), at = g * lanes + i;
+        const auto pair = across.pair(p);
+        low[at] = static_cast<Index>(pair.has_low ? pair.low - first[g] : 0);
+        high[at] = static_cast<Index>(pair.has_high ? pair.high - first[g] : 0);
+        has_low[at] = pair.has_low ? -1 : 0;
+        has_high[at] = pair.has_high ? -1 : 0;
+        of_low[at] = pair.of_low;
+        of_high[at] = pair.of_high;
+        last = std::max(last, first[g] + std::max<int64_t>(low[at], high[at]));
+      }
+      near[g] = last - first[g] < lanes;
+    }
+  }
+
+  // The sources of groups [begin, end), from the first to before the last.
+  SEGFUSE_FUNCTOR int64_t last(int64_t g) const {
+    int64_t last = 0;
+    for (int i = 0; i < lanes; ++i) {
+      last = std::max<int64_t>(last, std::max(low[g * lanes + i], high[g * lanes + i]));
+    }
+    return first[g] + last;
+  }
+
+  // Group g of a row whose sources from `from` on lie in `cells`, where eight more can be read.
+  SEGFUSE_FUNCTOR void expand(const Acc* cells, int64_t from, int64_t g, Acc* to) const {
+    const Acc* source = cells + (first[g] - from);
+    const int64_t at = g * lanes;
+    Eight a, b;
+    if (near[g]) {
+      Eight all;
+      all.load(source);
+      a.pick(all, low.data() + at);
+      b.pick(all, high.data() + at);
+    } else {
+      Acc left[lanes], right[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        left[i] = source[low[at + i]];
+        right[i] = source[high[at + i]];
+      }
+      a.load(left);
+      b.load(right);
+    }
+    a.weigh(of_low.data() + at, has_low.data() + at);
+    b.weigh(of_high.data() + at, has_high.data() + at);
+    a.add(b);
+    a.store(to);
+  }
+};
+
+// The way back: sums of the pixels that each source reaches, eight sources at a time.
+template <class Acc>
+struct Gathered {
+  static constexpr int lanes = 8;
+  using Eight = Lanes<Acc, lanes>;
+  using Index = typename Eight::Index;
+
+  int64_t count, taps = lanes;  // sources; pixels of one at most, a multiple of the lanes
+  std::vector<int64_t> first;
+  std::vector<Acc> weight;
+  std::vector<Index> mask;
+
+  explicit Gathered(const Sampling<Acc>& across) : count(across.count()) {
+    const int64_t padded = (count + lanes - 1) / lanes * lanes;
+    for (int64_t q = 0; q < count; ++q) {
+      taps = std::max(taps, (across.targets(q).count() + lanes - 1) / lanes * lanes);
+    }
+    first.resize(padded);
+    weight.resize(padded * taps);
+    mask.resize(padded * taps);
+    for (int64_t q = 0; q < count; ++q) {
+      const Range reached = across.targets(q);
+      if (reached.count() > 0) first[q] = reached.first;
+      for (int64_t p = reached.first; p <= reached.last; ++p) {
+        weight[q * taps + (p - reached.first)] = across.weight(p, q);
+        mask[q * taps + (p - reached.first)] = -1;
+      }
+    }
+  }
+
+  // Of a row of pixels, behind which `taps` more can be read.
+  SEGFUSE_FUNCTOR void sum(const Acc* pixels, Acc* to) const {
+    for (int64_t q = 0; q < count; q += lanes) {
+      Eight sums[lanes];
+      for (int c = 0; c < lanes; ++c) {
+        sums[c].clear();
+        const int64_t at = (q + c) * taps;
+        for (int64_t t = 0; t < taps; t += lanes) {
+          Eight some;
+          some.load(pixels + first[q + c] + t);
+          some.weigh(weight.data() + at + t, mask.data() + at + t);
+          sums[c].add(some);
+        }
+      }
+      Acc values[lanes];
+      totals(sums).store(values);
+      const int64_t n = std::min<int64_t>(lanes, count - q);
+      for (int64_t i = 0; i < n; ++i) to[q + i] = values[i];
+    }
+  }
+};
+
+// All classes of some pixels, as sums of two spread rows.
+template <class Acc>
+struct ScoreBlock {
+  const Acc *low, *high;
+  Acc of_low, of_high;
+  SEGFUSE_FUNCTOR Acc operator()(int64_t k, int64_t i) const {
+    const int64_t at = k * UpsampledPolicy::width + i;
+    return low[at] * of_low + high[at] * of_high;
+  }
+};
+
+// Spread rows of a strip of pixels, all classes: blocks of `width` pixels, class by class.
+template <class Acc>
+class Strip {
+  static constexpr int width = UpsampledPolicy::width, lanes = Spread<Acc>::lanes;
+
+  const Coarse<Acc>& coarse_;
+  const Spread<Acc>& spread_;
+  const bool pairs_;
+  int64_t blocks_;
+  std::unique_ptr<Acc[]> lines_[2], zeros_, cells_;
+  int64_t held_[2] = {-1, -1};
+  int64_t image_ = -1, begin_ = -1;
+
+ public:
+  Strip(const Coarse<Acc>& coarse, const Spread<Acc>& spread, int64_t pixels)
+      : coarse_(coarse),
+        spread_(spread),
+        pairs_(coarse.down.pairs() && !coarse.weights.table),
+        blocks_((pixels + width - 1) / width) {
+    const int64_t values = coarse.classes * width;
+    for (int i = 0; i < (pairs_ ? 2 : 1); ++i) lines_[i] = memory<Acc>(blocks_ * values);
+    zeros_ = memory<Acc>(values);
+    std::fill_n(zeros_.get(), values, Acc(0));
+    cells_ = memory<Acc>(coarse.across.count() + lanes);
+  }
+
+  // Calls f for the pixels [begin, end) of a row.
+  template <class F>
+  SEGFUSE_FUNCTOR void row(const F& f, int64_t n, int64_t y, int64_t begin, int64_t end,
+                           typename F::Sum& sum) {
+    if (n != image_ || begin != begin_) held_[0] = held_[1] = -1;
+    image_ = n;
+    begin_ = begin;
+    const int64_t values = coarse_.classes * width;
+    ScoreBlock<Acc> block{zeros_.get(), zeros_.get(), Acc(0), Acc(0)};
+    int64_t low_step = 0, high_step = 0;
+    if (!pairs_) {
+      compute(y, begin, end);
+      block.low = lines_[0].get();
+      block.of_low = 1;
+      low_step = values;
+    } else {
+      const auto pair = coarse_.down.pair(y);
+      if (pair.has_low) {
+        block.low = line(pair.low, begin, end);
+        block.of_low = pair.of_low;
+        low_step = values;
+      }
+      if (pair.has_high) {
+        block.high = line(pair.high, begin, end);
+        block.of_high = pair.of_high;
+        high_step = values;
+      }
+    }
+    for (int64_t x = begin; x < end; x += width) {
+      f(Pixel{{n, 0, y, x}}, std::min<int64_t>(width, end - x), block, sum);
+      block.low += low_step;
+      block.high += high_step;
+    }
+  }
+
+ private:
+  // A row of sources spread: the two that a row of pixels has follow each other.
+  SEGFUSE_FUNCTOR const Acc* line(int64_t row, int64_t begin, int64_t end) {
+    const int slot = row % 2;
+    Acc* to = lines_[slot].get();
+    if (held_[slot] == row) return to;
+    held_[slot] = row;
+    const int64_t g0 = begin / lanes, g1 = (end + lanes - 1) / lanes;
+    int64_t from = spread_.first[g0], last = from;
+    for (int64_t g = g0; g < g1; ++g) {
+      from = std::min(from, spread_.first[g]);
+      last = std::max(last, spread_.last(g));
+    }
+    Acc* cells = cells_.get();
+    std::fill_n(cells, last + 1 - from + lanes, Acc(0));
+    for (int64_t k = 0; k < coarse_.classes; ++k) {
+      const Plane<Acc> plane = coarse_.plane(image_, k);
+      take<false>(plane.row(row) + from * plane.step, plane.step, Acc(1), last + 1 - from, cells);
+      for (int64_t g = g0; g < g1; ++g) {
+        const int64_t at = (g - g0) * lanes;
+        spread_.expand(cells, from, g,
+                       to + (at / width * coarse_.classes + k) * width + at % width);
+      }
+    }
+    return to;
+  }
+
+  // A row of pixels.
+  SEGFUSE_FUNCTOR void compute(int64_t y, int64_t begin, int64_t end) {
+    Acc* to = lines_[0].get();
+    for (int64_t k = 0; k < coarse_.classes; ++k) {
+      Acc values[RowPolicy::width];
+      expand(coarse_.down.taps, coarse_.across.taps, coarse_.plane(image_, k),
+             coarse_.weights_of(k), y, begin, end - begin, values);
+      for (int64_t i = 0; i < end - begin; ++i) {
+        to[(i / width * coarse_.classes + k) * width + i % width] = values[i];
+      }
+    }
+  }
+};
+
+// How often work of `pieces` is to be divided for all threads to have some.
+inline int64_t bands_for(int64_t pieces, int64_t rows, int64_t shortest) {
+  const int64_t threads = torch::stable::get_num_threads(), wanted = threads == 1 ? 1 : 3 * threads;
+  return std::clamp<int64_t>((wanted + pieces - 1) / std::max<int64_t>(pieces, 1), 1,
+                             std::max<int64_t>(rows / shortest, 1));
+}
+
+template <class F>
+int64_t for_each_pixel(const F& f, const Tensor&) {
+  using Acc = typename F::Acc;
+  using Sum = typename F::Sum;
+  const auto& coarse = f.coarse;
+  const int64_t height = coarse.down.size(), width = coarse.across.size();
+  constexpr int64_t block = UpsampledPolicy::width, longest = UpsampledPolicy::longest;
+  const int64_t room = UpsampledPolicy::values / 2 / coarse.classes / block * block;
+  const int64_t length = std::clamp<int64_t>(room, block, longest);
+  const int64_t strips = (width + length - 1) / length, pieces = coarse.batch * strips;
+  std::vector<Sum> partial(std::is_empty_v<Sum> ? 0 : pieces * height);
+  if (pieces * height > 0) {
+    const Spread<Acc> spread(coarse.across);
+    // A band spreads the row before its first once more.
+    const int64_t rows = std::max<int64_t>(4 * height / coarse.down.count(), 1);
+    const int64_t bands = bands_for(pieces, height, rows);
+    parallel(pieces * bands, 1,
+             [&, partial = partial.data()](int64_t begin, int64_t end)
+                 __attribute__((always_inline)) {
+                   Strip strip(coarse, spread, std::min(length, width));
+                   for (int64_t task = begin; task < end; ++task) {
+                     const Split piece = split(task, bands), at = split(piece.quotient, strips);
+                     const int64_t x = at.remainder * length, stop = std::min(x + length, width);
+                     const int64_t first = piece.remainder * height / bands;
+                     const int64_t last = (piece.remainder + 1) * height / bands;
+                     for (int64_t y = first; y < last; ++y) {
+                       Sum sum{};
+                       strip.row(f, at.quotient, y, x, stop, sum);
+                       if constexpr (!std::is_empty_v<Sum>) {
+                         partial[piece.quotient * height + y] = sum;
+                       }
+                     }
+                   }
+                 });
+  }
+  if constexpr (!std::is_empty_v<Sum>) {
+    Sum total{};
+    for (const Sum& sum : partial) total += sum;
+    f.write(total);
+    return total.wrong;
+  }
+  return 0;
+}
+
+// Arrays for a row of pixels' terms.
+template <class Acc>
+struct TermsRow {
+  std::unique_ptr<Acc[]> values;
+  std::unique_ptr<int[]> ids;
+  PixelTerms<Acc> terms;
+
+  explicit TermsRow(int64_t width) : values(memory<Acc>(4 * width)), ids(memory<int>(width)) {
+    Acc* at = values.get();
+    terms = {at, at + width, at + 2 * width, at + 3 * width, ids.get()};
+  }
+};
+
+// Gradients of some classes of an image and some rows of sources, by pairs of spread rows.
+template <class F>
+class PairedGradient {
+  using Acc = typename F::Acc;
+  static constexpr int lanes = Spread<Acc>::lanes;
+
+  const F& f_;
+  const Spread<Acc>& spread_;
+  const Gathered<Acc>& gathered_;
+  Acc* out_;
+  int64_t width_, padded_;
+  TermsRow<Acc> row_;
+  std::unique_ptr<Acc[]> lines_[2], sums_[2];  // of each class: two rows and their gradients
+  std::unique_ptr<Acc[]> zeros_, waste_, cells_;
+
+ public:
+  PairedGradient(const F& f, const Spread<Acc>& spread, const Gathered<Acc>& gathered, Acc* out,
+                 int64_t classes)
+      : f_(f),
+        spread_(spread),
+        gathered_(gathered),
+        out_(out),
+        width_(f.coarse.across.size()),
+        padded_(spread.groups * lanes + gathered.taps),
+        row_(width_),
+        zeros_(memory<Acc>(padded_)),
+        waste_(memory<Acc>(padded_)),
+        cells_(memory<Acc>(f.coarse.across.count() + lanes)) {
+    for (auto& line : lines_) line = memory<Acc>(classes * padded_);
+    for (auto& sum : sums_) sum = memory<Acc>(classes * padded_);
+    std::fill_n(zeros_.get(), padded_, Acc(0));
+    std::fill_n(waste_.get(), padded_, Acc(0));
+    std::fill_n(cells_.get(), f.coarse.across.count() + lanes, Acc(0));
+  }
+
+  // Classes [first, last) and rows of sources [begin, end) of image n.
+  SEGFUSE_FUNCTOR void run(int64_t n, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    const auto& down = f_.coarse.down;
+    int64_t held[2] = {-1, -1}, next = begin;
+    for (auto& sum : sums_) std::fill_n(sum.get(), (last - first) * padded_, Acc(0));
+    const Range top = reached(begin, end);
+    for (int64_t y = top.first; y <= top.last; ++y) {
+      const auto pair = down.pair(y);
+      if (!pair.has_low) continue;  // no source, so that there is no gradient
+      while (next < std::min(pair.low, end)) flush(n, first, last, next++);
+      for (const int64_t source : {pair.low, pair.high}) {
+        if (held[source % 2] == source) continue;
+        held[source % 2] = source;
+        for (int64_t k = first; k < last; ++k) spread(n, k, source, k - first);
+      }
+      f_.read(Pixel{{n, 0, y, 0}}, width_, row_.terms);
+      const auto inside = [&](int64_t q) { return q >= begin && q < end; };
+      const bool apart = pair.has_high && pair.high != pair.low;
+      for (int64_t k = first; k < last; ++k) {
+        const int64_t at = (k - first) * padded_;
+        const Acc* low = lines_[pair.low % 2].get() + at;
+        const Acc* high = pair.has_high ? lines_[pair.high % 2].get() + at : zeros_.get();
+        Acc* to_low = inside(pair.low) ? sums_[pair.low % 2].get() + at : waste_.get();
+        const bool both = apart && inside(pair.high);
+        Acc* to_high = both ? sums_[pair.high % 2].get() + at : waste_.get();
+        line(k, low, high, pair.of_low, pair.of_high,
+             apart ? pair.of_low : pair.of_low + pair.of_high, both ? pair.of_high : Acc(0), to_low,
+             to_high, both);
+      }
+    }
+    while (next < end) flush(n, first, last, next++);
+  }
+
+ private:
+  // The rows of pixels that rows [begin, end) of sources reach.
+  SEGFUSE_FUNCTOR Range reached(int64_t begin, int64_t end) const {
+    const auto& down = f_.coarse.down;
+    if (down.interpolates) return {down.targets(begin).first, down.targets(end - 1).last};
+    Range all{down.size(), -1};
+    for (int64_t q = begin; q < end; ++q) {
+      const Range one = down.targets(q);
+      if (one.count() == 0) continue;
+      all = {std::min(all.first, one.first), std::max(all.last, one.last)};
+    }
+    return all;
+  }
+
+  SEGFUSE_FUNCTOR void spread(int64_t n, int64_t k, int64_t source, int64_t at) {
+    const auto plane = f_.coarse.plane(n, k);
+    take<false>(plane.row(source), plane.step, Acc(1), f_.coarse.across.count(), cells_.get());
+    Acc* to = lines_[source % 2].get() + at * padded_;
+    for (int64_t g = 0; g < spread_.groups; ++g) {
+      spread_.expand(cells_.get(), 0, g, to + g * lanes);
+    }
+  }
+
+  // A row of pixels of class k: scores, their gradients, and those added to two rows'.
+  SEGFUSE_FUNCTOR void line(int64_t k, const Acc* low, const Acc* high, Acc of_low, Acc of_high,
+                            Acc to_low_by, Acc to_high_by, Acc* __restrict to_low,
+                            Acc* __restrict to_high, bool both) const {
+    constexpr int64_t block = 128;
+    for (int64_t x = 0; x < width_; x += block) {
+      const int64_t n = std::min(block, width_ - x);
+      Acc value[block];
+      for (int64_t i = 0; i < n; ++i) value[i] = low[x + i] * of_low + high[x + i] * of_high;
+      f_.differentiate(k, n, row_.terms.from(x), value);
+      for (int64_t i = 0; i < n; ++i) to_low[x + i] += to_low_by * value[i];
+      if (!both) continue;
+      for (int64_t i = 0; i < n; ++i) to_high[x + i] += to_high_by * value[i];
+    }
+  }
+
+  // Row q of sources has all its pixels.
+  SEGFUSE_FUNCTOR void flush(int64_t n, int64_t first, int64_t last, int64_t q) {
+    const auto& coarse = f_.coarse;
+    for (int64_t k = first; k < last; ++k) {
+      Acc* sum = sums_[q % 2].get() + (k - first) * padded_;
+      const int64_t row = (n * coarse.classes + k) * coarse.down.count() + q;
+      gathered_.sum(sum, out_ + row * coarse.across.count());
+      std::fill_n(sum, padded_, Acc(0));
+    }
+  }
+};
+
+// Rows of pixels' gradients of a class, whatever the kernel; there `body` has them.
+template <class F>
+class RowsOfGradient {
+  using Acc = typename F::Acc;
+  const F& f_;
+  int64_t width_;
+  TermsRow<Acc> row_;
+  std::unique_ptr<Acc[]> values_;
+
+ public:
+  explicit RowsOfGradient(const F& f)
+      : f_(f), width_(f.coarse.across.size()), row_(width_), values_(memory<Acc>(width_)) {}
+
+  // Calls body(y, gradients) for each row of image n.
+  SEGFUSE_FUNCTOR void run(int64_t n, int64_t k, const auto& body) {
+    const auto& coarse = f_.coarse;
+    Acc* values = values_.get();
+    for (int64_t y = 0; y < coarse.down.size(); ++y) {
+      f_.read(Pixel{{n, 0, y, 0}}, width_, row_.terms);
+      for (int64_t x = 0; x < width_; x += RowPolicy::width) {
+        const int64_t some = std::min<int64_t>(RowPolicy::width, width_ - x);
+        expand(coarse.down.taps, coarse.across.taps, coarse.plane(n, k), coarse.weights_of(k), y, x,
+               some, values + x);
+      }
+      f_.differentiate(k, width_, row_.terms, values);
+      body(y, static_cast<const Acc*>(values));
+    }
+  }
+};
+
+template <class F>
+void gradient_of_scores(const F& f, const Tensor& out) {
+  using Acc = typename F::Acc;
+  const auto& coarse = f.coarse;
+  Acc* to = out.mutable_data_ptr<Acc>();
+  const int64_t rows = coarse.down.count(), columns = coarse.across.count();
+  if (out.numel() == 0) return;
+  if (coarse.down.size() == 0 || coarse.across.size() == 0) {
+    std::fill_n(to, out.numel(), Acc(0));
+    return;
+  }
+  if (coarse.down.pairs() && !coarse.weights.table) {
+    const Spread<Acc> spread(coarse.across);
+    const Gathered<Acc> gathered(coarse.across);
+    const int64_t room = UpsampledPolicy::values / 4 / coarse.across.size();
+    const int64_t most = std::clamp<int64_t>(room, 1, UpsampledPolicy::most);
+    const int64_t blocks = (coarse.classes + most - 1) / most, pieces = coarse.batch * blocks;
+    const int64_t bands = bands_for(pieces, rows, 8);
+    const int64_t classes = (coarse.classes + blocks - 1) / blocks;
+    parallel(pieces * bands, 1, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+      PairedGradient<F> work(f, spread, gathered, to, classes);
+      for (int64_t task = begin; task < end; ++task) {
+        const Split piece = split(task, bands), at = split(piece.quotient, blocks);
+        work.run(at.quotient, at.remainder * coarse.classes / blocks,
+                 (at.remainder + 1) * coarse.classes / blocks, piece.remainder * rows / bands,
+                 (piece.remainder + 1) * rows / bands);
+      }
+    });
+    return;
+  }
+  // A row's gradients go to all the rows of sources that it has.
+  const auto &down = coarse.down.taps, &across = coarse.across.taps;
+  parallel(coarse.batch * coarse.classes, 1,
+           [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+             RowsOfGradient<F> work(f);
+             for (int64_t task = begin; task < end; ++task) {
+               const Split at = split(task, coarse.classes);
+               const Weights<Acc> w = coarse.weights_of(at.remainder);
+               Acc* plane = to + task * rows * columns;
+               std::fill_n(plane, rows * columns, Acc(0));
+               work.run(at.quotient, at.remainder,
+                        [&](int64_t y, const Acc* gradients) __attribute__((always_inline)) {
+                          const Range from = down.sources(y);
+                          for (int64_t q = from.first; q <= from.last; ++q) {
+                            correlate_rows<4>(across, gradients, 0, 0, 1, w.row(down.tap(y, q)), 0,
+                                              0, columns, plane + q * columns);
+                          }
+                        });
+             }
+           });
+}
+
+template <class F>
+void gradient_of_weight(const F& f, const Tensor& out) {
+  using Acc = typename F::Acc;
+  const auto& coarse = f.coarse;
+  Acc* to = out.mutable_data_ptr<Acc>();
+  const auto &down = coarse.down.taps, &across = coarse.across.taps;
+  const int64_t kernel = coarse.weights.kernel, taps = kernel * kernel;
+  parallel(coarse.classes, 1, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+    RowsOfGradient<F> work(f);
+    const auto sums = memory<double>(taps);
+    const auto row = memory<Acc>(across.count);
+    for (int64_t k = begin; k < end; ++k) {
+      std::fill_n(sums.get(), taps, 0.0);
+      for (int64_t n = 0; n < coarse.batch; ++n) {
+        const auto plane = coarse.plane(n, k);
+        work.run(n, k, [&](int64_t y, const Acc* gradients) __attribute__((always_inline)) {
+          const Range from = down.sources(y);
+          for (int64_t q = from.first; q <= from.last; ++q) {
+            take<false>(plane.row(q), plane.step, Acc(1), across.count, row.get());
+            pair(across, static_cast<const Acc*>(row.get()), 1, gradients, 0, kernel,
+                 sums.get() + down.tap(y, q) * kernel);
+          }
+        });
+      }
+      for (int64_t t = 0; t < taps; ++t) to[k * taps + t] = static_cast<Acc>(sums[t]);
+    }
+  });
+}
+
+#endif
+
+// How scores (N, K, H, W) are upsampled, as both operators are told; checked.
+struct UpsamplingArguments {
+  const char* op;
+  const Tensor& scores;
+  const std::optional<Tensor>& weight;
+  int64_t factor, kernel;  // 0: by interpolation
+  const std::vector<int64_t>& offset;
+  bool corners;
+
+  void check_all(const std::vector<int64_t>& size) const {
+    check(scores.dim() == 4 && scores.size(1) > 0 && scores.size(2) > 0 && scores.size(3) > 0, op,
+          ": scores: expected (N, C, H, W), C, H and W at least 1");
+    check(factor >= 0 && kernel >= (factor > 0) && kernel <= longest_kernel, op,
+          ": kernel_size: expected 1 to ", longest_kernel, " with a factor, else 0");
+    check(offset.size() == 2 && size.size() == 2 && size[0] >= 0 && size[1] >= 0, op,
+          ": offset and size: expected one an axis");
+    for (int a = 0; a < 2; ++a) {
+      check(factor == 0 ? offset[a] == 0
+                        : offset[a] >= 0 &&
+                              size[a] <= (scores.size(2 + a) - 1) * factor + kernel - offset[a],
+            op, ": offset and size: expected a range within the whole result");
+    }
+    check(!weight || (factor > 0 && weight->dim() == 3 && weight->size(0) == scores.size(1) &&
+                      weight->size(1) == kernel && weight->size(2) == kernel &&
+                      weight->device() == scores.device()),
+          op, ": weight: expected (C, kernel_size, kernel_size) on the device of the scores");
+  }
+
+  // Calls body with the scores; what they point to lives as long.
+  void with(const std::vector<int64_t>& size, const auto& body) const {
+    const auto acc =
+        scores.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const Tensor wide = torch::stable::to(scores, acc);
+    std::optional<Tensor> table;
+    if (weight) table = torch::stable::contiguous(torch::stable::to(*weight, acc));
+    visit(Types<float, double>{}, acc, op, [&]<class Acc>() {
+      const Sampling<Acc> down(wide.size(2), size[0], factor, kernel, offset[0], corners);
+      const Sampling<Acc> across(wide.size(3), size[1], factor, kernel, offset[1], corners);
+      Coarse<Acc> coarse{
+          wide.const_data_ptr<Acc>(),
+          wide.stride(0),
+          wide.stride(1),
+          wide.stride(2),
+          wide.stride(3),
+          wide.size(0),
+          wide.size(1),
+          down,
+          across,
+          {table ? table->const_data_ptr<Acc>() : nullptr, nullptr, down.kernel, kernel},
+          table ? kernel * kernel : 0};
+#if !SEGFUSE_CUDA_SOURCE
+      std::vector<Acc> taps;
+      if (!table && !down.pairs()) {  // one for all classes
+        for (int64_t y = 0; y < kernel; ++y) {
+          for (int64_t x = 0; x < kernel; ++x) taps.push_back(down.kernel(y) * down.kernel(x));
+        }
+        coarse.weights.table = taps.data();
+      }
+#endif
+      body(coarse);
+    });
+  }
+};
+
+}  // namespace segfuse::SEGFUSE_BACKEND

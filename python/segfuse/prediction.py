@@ -75,6 +75,8 @@ def predict(
         border: how the image is continued where the network needs context: "mirror" (the border
             pixel not repeated), "symmetric", "edge", or "constant" (zeros).
         output: "labels": the class of the highest score; "probabilities": softmax of the scores.
+            Of a network that has `segfuse.nn.CoarseScores`, as `segfuse.models.FCN`, labels are
+            made of the coarse scores directly, upsampled in float32, and full ones never stored.
         blend: for networks that look everywhere (instance normalisation, attention, ...) no tiling
             is exact. "gaussian" and "hann" average overlapping tiles by that window instead.
         overlap: with `blend`, of neighbouring tiles: a share of the tile below 1, or pixels.
@@ -109,7 +111,8 @@ def predict(
         The network's output must have the image's resolution, and must not depend on the values in
         ways that its graph does not show. Interpolation that depends on the size of the image
         (``align_corners=True``) is sampled at positions of the whole image; such tiles are computed
-        one by one. The eight copies are turned tiles of the continued image. In three dimensions a
+        one by one, and labels made of full scores; so are those of averages, by `blend` or
+        `augment`. The eight copies are turned tiles of the continued image. In three dimensions a
         band holds whole planes. An image that a run resizes is in memory as a whole; of the result
         scores are interpolated, and labels are the nearest.
     """

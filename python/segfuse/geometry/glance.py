@@ -79,30 +79,31 @@ def remembered(model: nn.Module) -> dict[Any, Any]:
     return found
 
 
-def glance(model: nn.Module, shape: Sequence[int]) -> Glance | None:
+def glance(model: nn.Module, shape: Sequence[int], method: str = "__call__") -> Glance | None:
     """Run a network on shapes alone; None where it fails, or cannot be run so.
 
     Args:
         model: as in `of`.
         shape: (N, C, *S); N is of no account.
+        method: run this method instead.
     """
     shape = (1, *checked_shape(shape)[1:])
     known = remembered(model)
-    key = "glance", shape
+    key = "glance", shape, method
     if key not in known:
-        known[key] = _glanced(model, shape)
+        known[key] = _glanced(model, shape, method)
     found: Glance | None = known[key]
     return found
 
 
-def _glanced(model: nn.Module, shape: tuple[int, ...]) -> Glance | None:
+def _glanced(model: nn.Module, shape: tuple[int, ...], method: str) -> Glance | None:
     memory = _memory(model)
     image = torch.empty(shape, device="meta", dtype=like(model).dtype)
     with quiet():
         try:
             if memory.ghost is None:
                 memory.ghost = copied(model, "meta")
-            output, peak = run_on_shapes(memory.ghost, image)
+            output, peak = run_on_shapes(memory.ghost, image, method)
             return Glance(tuple(first_tensor(output).shape), peak)
         except Exception:  # noqa: BLE001 - whatever a network raises at a size it cannot take
             return None

@@ -63,22 +63,22 @@ def _piece(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch compares storages so too
 
 
-def run_on_shapes(ghost: nn.Module, image: Tensor) -> tuple[Any, int]:
+def run_on_shapes(ghost: nn.Module, image: Tensor, method: str) -> tuple[Any, int]:
     """Run a network on shapes.
 
     Args:
         ghost: a network on the device "meta", in eval mode.
         image: (N, C, *S), on the device "meta".
+        method: of the network, which is run.
 
     Returns:
-        What the network returns; bytes of all maps that live at once, at most, the image among
-        them.
+        What that returns; bytes of all maps that live at once, at most, the image among them.
 
     Limits:
         Parameters and workspaces of the kernels are not counted.
     """
     given = [image, *ghost.parameters(), *ghost.buffers()]
     with torch.no_grad(), torch.device("meta"), _Living(given) as living:
-        output = ghost(image)
+        output = getattr(ghost, method)(image)
     peak: int = living.peak + image.untyped_storage().nbytes()
     return output, peak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +67,12 @@ class FCN(nn.Module):
 
     Dtype:
         The image has the parameters' dtype, and so have the scores.
+
+    Coarse scores:
+        It has `segfuse.nn.CoarseScores`: `coarse_scores` gives the scores before the last
+        upsampling, and `upsampling` says how ``segfuse.ops.upsample_argmax`` and
+        ``upsample_cross_entropy`` go on from there, so that those of the image's size need not be
+        stored. `segfuse.predict` makes labels so.
 
     Raises:
         ValueError: an argument out of its range; maps of the encoder that are not of stride 8, 16
@@ -187,6 +193,25 @@ class FCN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute scores (N, classes, H, W) of images (N, 3, H, W) or (N, 1, H, W)."""
+        coarse, offset = self.coarse_scores(images), self.crops.get("up", 0)
+        full: Tensor = self.up(coarse, offset=offset, size=tuple(images.shape[2:]))
+        return full
+
+    @property
+    def upsampling(self) -> dict[str, Any]:
+        """How coarse scores are upsampled to the image; see `segfuse.nn.CoarseScores`."""
+        return {
+            "factor": self.up.factor,
+            "kernel_size": self.up.kernel_size,
+            "weight": self.up.weight,
+            "offset": self.crops.get("up", 0),
+        }
+
+    def coarse_scores(self, images: Tensor) -> Tensor:
+        """Compute the scores (N, classes, h, w) before the last upsampling.
+
+        They reach as far as it needs for images of this size.
+        """
         at8 = self.encoder.to8(self.scaling(images))
         at16 = self.encoder.to16(at8)
         scores = self.score32(self.encoder.head(self.encoder.to32(at16)))
@@ -204,8 +229,7 @@ class FCN(nn.Module):
         )
         if h or w:
             scores = F.pad(scores, (0, w, 0, h), mode="replicate" if self._rim else "constant")
-        full: Tensor = self.up(scores, offset=crop, size=tuple(size))
-        return full
+        return scores
 
     def _joined(self, scores: Tensor, features: Tensor, stride: int) -> Tensor:
         """Upsample scores by 2 and add those of the features, of this stride."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from .coarse import CoarseScores, coarse_scores
 from .losses import WeightedCrossEntropy
 from .touching import TouchingCrossEntropy
 from .unpooling import Positions, max_pool, max_unpool
 from .upsampling import DeconvUpsample, depthwise_weight
 
 __all__ = [
+    "CoarseScores",
     "DeconvUpsample",
     "Positions",
     "TouchingCrossEntropy",
     "WeightedCrossEntropy",
+    "coarse_scores",
     "depthwise_weight",
     "max_pool",
     "max_unpool",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..devices import autocast, channels_last
 from ..geometry.glance import evaluating, first_tensor
+from ..ops._checks import label_dtype
+from ..ops._upsampling import as_pair
 from .absolute import AbsolutePositions
 from .plan import Cut, Plan
 
@@ -205,11 +207,12 @@ class Engine:
     def _network(
         self, x: Tensor, plan: Plan, start: Sequence[int] | None, *, turned: bool
     ) -> Tensor:
+        model: Any = self.model
         absolute: AbsolutePositions | nullcontext[None] = nullcontext()
         if plan.resizes is not None and start is not None:
             absolute = AbsolutePositions(plan.resizes[turned], start)
         with autocast(self.device, self.precision), absolute:
-            y = first_tensor(self.model(x))
+            y = first_tensor(model.coarse_scores(x) if plan.coarse else model(x))
         if y.dim() != x.dim():
             raise ValueError(
                 f"predict: model: expected scores (N, K, *S), got shape {tuple(y.shape)}"
@@ -285,11 +288,15 @@ def _exact(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
             batch = state["batch"] = max(1, len(some) // 2)
             engine.say(f"out of memory: going on with {batch} tiles at a time")
             continue
-        _check_size(maps, some, plan)
+        if not plan.coarse:
+            _check_size(maps, some, plan)
         for one, cell in zip(maps, some, strict=True):
-            kept = one[(slice(None), *(slice(cut.first, cut.last) for cut in cell))]
             if into is None:
                 into = _fresh(state, region, one, labels=labels)
+            if plan.coarse:
+                _label(engine.model, one[None], plan, cell, into)
+                continue
+            kept = one[(slice(None), *(slice(cut.first, cut.last) for cut in cell))]
             corner = torch.tensor([[0, *(cut.to for cut in cell[1:])]])
             ops.stitch_tiles(kept[None], corner, region, argmax=labels, out=into)
         at += len(some)
@@ -297,6 +304,26 @@ def _exact(engine: Engine, work: _Band) -> tuple[int, Tensor] | None:
     if into is None or into is room:
         return None
     return start, into
+
+
+def _label(model: Any, coarse: Tensor, plan: Plan, cell: Sequence[Cut], band: Tensor) -> None:
+    """Write the classes of what is kept of a tile, from its coarse scores (1, K, h, w).
+
+    A filter computes that alone; interpolation, which depends on the tile's size, all of the tile.
+    """
+    how = dict(model.upsampling)
+    _, columns = cell
+    size = [cut.last - cut.first for cut in cell]
+    into = band[None, :, columns.to : columns.to + size[1]]
+    first = [cut.first for cut in cell]
+    if how.get("factor") is not None:
+        offset = as_pair("predict", "upsampling's offset", how.get("offset", 0))
+        how["offset"] = [a + b for a, b in zip(offset, first, strict=True)]
+        ops.upsample_argmax(coarse, size=size, out=into, **how)
+    else:
+        labels: Any = ops.upsample_argmax(coarse, size=plan.tile, **how)
+        (top, left), (height, width) = first, size
+        into.copy_(labels[:, top : top + height, left : left + width])
 
 
 def _fresh(state: dict[str, Any], region: Sequence[int], like: Tensor, *, labels: bool) -> Tensor:
@@ -315,13 +342,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None 
     if device is not None and device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     return torch.from_numpy(np.empty(tuple(shape), torch.empty(0, dtype=dtype).numpy().dtype))
-
-
-def label_dtype(classes: int) -> torch.dtype:
-    """The narrowest of uint8, int16 and int32 that holds class ids, as of `stitch_tiles`."""
-    if classes <= 2**8:
-        return torch.uint8
-    return torch.int16 if classes <= 2**15 else torch.int32
 
 
 def _check_size(maps: Tensor, cells: Sequence[Sequence[Cut]], plan: Plan) -> None:

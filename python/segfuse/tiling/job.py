@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil, prod
 from numbers import Integral
 from pathlib import Path
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ..devices import check_precision, choose
 from ..geometry import GeometryError, input_frame
-from ..geometry.glance import evaluating, first_tensor, glance, line
-from .engine import Engine, TooLarge, empty, label_dtype
+from ..geometry.glance import evaluating, first_tensor, glance, line, output_size
+from ..nn import coarse_scores
+from ..ops._checks import label_dtype
+from .engine import Engine, TooLarge, empty
 from .options import Asked, overlaps, wrong
 from .plan import Plan, Traffic, Wish, blended, exact
 from .progress import Progress
@@ -39,6 +41,7 @@ _MOST_TILES = 16  # in a batch
 _SAMPLED = 2**26  # pixels above which an image's percentiles are those of some of its rows
 _SAMPLES, _SAMPLE_ROWS = 16, 32
 _TURNED_AXES = 2
+_PLANE = 2  # axes of images whose coarse scores can be upsampled
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -210,17 +213,28 @@ class Work:
                 margin=asked.margin,
                 stride=1 if asked.stride is None else asked.stride,
             )
-            return exact(job.model, shape, wish)
+            return self._coarse(shape, wish) or exact(job.model, shape, wish)
         except GeometryError as error:
             raise ValueError(
                 f"predict: model: {error}. Give more memory; or the margin, if you know it; or let "
                 "overlapping tiles be averaged (blend='gaussian', tile=512, overlap=0.5)"
             ) from error
 
-    def _traffic(self) -> Traffic:
+    def _coarse(self, shape: tuple[int, ...], wish: Wish) -> Plan | None:
+        """Plan labels from coarse scores; None where the network or the tiles are not for that."""
+        model, wanted = self.job.model, self.labels and not wish.turned
+        if not wanted or len(self.size) != _PLANE or coarse_scores(model) is None:
+            return None
+        wish = replace(wish, traffic=self._traffic(coarse=True), method="coarse_scores")
+        plan = exact(model, shape, wish)
+        if plan.resizes is not None or output_size(model, (*shape[:2], *plan.tile)) != plan.tile:
+            return None
+        return replace(plan, coarse=True)
+
+    def _traffic(self, *, coarse: bool = False) -> Traffic:
         image, job = self.images[0], self.job
         channels, element = image.shape[0], job.dtype.itemsize
-        scores = element * self.classes
+        scores = self.dtype.itemsize if coarse else element * self.classes
         out = self.dtype.itemsize * (1 if self.labels else self.classes)
         return Traffic(
             workspace=_WORKSPACE,
@@ -230,7 +244,7 @@ class Work:
 
     def memory_for(self, peak: int) -> int:
         """Bytes that the image at once is reckoned to take, whose maps have `peak` bytes."""
-        return self._traffic().bytes(peak, self.size)
+        return self._traffic(coarse=self.plan.coarse).bytes(peak, self.size)
 
     def recipe(self) -> dict[str, Any]:
         """All that must be the same for a prediction to be resumed."""
@@ -292,7 +306,8 @@ class Work:
         except TooLarge as error:
             refused = self.plan
             if self.job.asked.tile == "auto" and refused.peak:
-                self.plan = self.cut(self._traffic().bytes(refused.peak, refused.tile) // 2)
+                traffic = self._traffic(coarse=refused.coarse)
+                self.plan = self.cut(traffic.bytes(refused.peak, refused.tile) // 2)
             if prod(self.plan.tile) >= prod(refused.tile):
                 raise ValueError(
                     f"predict: tile: {refused.tile} does not fit into the memory of "

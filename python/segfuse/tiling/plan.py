@@ -72,6 +72,7 @@ class Plan:
         resizes: of a tile, and of one turned by a right angle; None where tiles can be computed as
             they are.
         blend: "gaussian" or "hann" where tiles overlap and are averaged; "" for exact tiles.
+        coarse: labels are made of the tiles' coarse scores, `segfuse.nn.CoarseScores`.
     """
 
     size: tuple[int, ...]
@@ -81,6 +82,7 @@ class Plan:
     wasted: float = 0.0
     resizes: tuple[Resizes, ...] | None = None
     blend: str = ""
+    coarse: bool = False
 
     @property
     def count(self) -> int:
@@ -131,6 +133,7 @@ class Wish:
             axes.
         margin: the user's word, as in `segfuse.geometry.of`.
         stride: with `margin`.
+        method: of the model, whose maps are to fit; tiles are cut by all that the model does.
     """
 
     tile: Sequence[int] | None = None
@@ -141,6 +144,7 @@ class Wish:
     turned: bool = False
     margin: int | Sequence[int] | None = None
     stride: int | Sequence[int] = 1
+    method: str = "__call__"
 
 
 def exact(model: nn.Module, shape: Sequence[int], wish: Wish | None = None) -> Plan:
@@ -171,19 +175,20 @@ def exact(model: nn.Module, shape: Sequence[int], wish: Wish | None = None) -> P
         _check_turned(image.look(image.total))
     if opaque or image.at_once:
         return image.whole()
-    seen = glance(model, (1, shape[1], *image.total))
-    if seen and image.fits(seen.peak):
-        return image.whole(seen.peak)
+    peak = image.peak(image.total)
+    if peak and image.fits(peak):
+        return image.whole(peak)
     try:
         whole = image.look(image.total)
     except GeometryError:
         if wish.tile is not None or wish.strict:
             raise
         return image.whole()
-    if image.fits(whole.peak, wish.most if whole.everywhere else 0):
-        return image.whole(whole.peak)
+    peak = peak or whole.peak
+    if image.fits(peak, wish.most if whole.everywhere else 0):
+        return image.whole(peak)
     _check_tileable(whole)
-    return image.tiled(whole)
+    return image.tiled(whole, peak)
 
 
 def _check_tileable(whole: Geometry) -> None:
@@ -224,6 +229,11 @@ class _Framed:
             return stated(self.model, shape, self.wish.margin, self.wish.stride)
         return trace(self.model, shape)
 
+    def peak(self, lengths: Sequence[int]) -> int:
+        """Bytes of the maps of an input of this size; 0 where shapes do not tell."""
+        seen = glance(self.model, (1, self.channels, *lengths), self.wish.method)
+        return seen.peak if seen else 0
+
     def fits(self, peak: int, most: int = 0) -> bool:
         """Whether the image can be computed at once, by maps of `peak` bytes."""
         if self.wish.tile is not None:
@@ -243,8 +253,10 @@ class _Framed:
         """A tile's, and those of one turned by a right angle."""
         return [lengths, _swapped(lengths)] if self.wish.turned else [lengths]
 
-    def tiled(self, whole: Geometry) -> Plan:
+    def tiled(self, whole: Geometry, peak: int) -> Plan:
         """Choose tiles that do what the whole does: on its grid, or on a coarser one.
+
+        `peak`: bytes of the maps of the whole.
 
         A network may pad itself to a larger multiple than its layers need.
         """
@@ -258,7 +270,7 @@ class _Framed:
         problems: list[GeometryError] = []
         for doubling in range(_DOUBLINGS):
             steps = _merged([v.stride for v in views], 2**doubling, turned=self.wish.turned)
-            lengths = self._chosen(list(zip(self.total, steps, lost, strict=True)), whole.peak)
+            lengths = self._chosen(list(zip(self.total, steps, lost, strict=True)), peak)
             try:
                 for sides, view in zip(self.sides(lengths), views, strict=True):
                     check_same(self.look(sides), view)
@@ -325,7 +337,7 @@ class _Framed:
             self.size,
             lengths,
             cuts,
-            parts[0].peak,
+            self.peak(lengths) or parts[0].peak,
             max(0.0, 1 - prod(self.total) / computed),
             tuple(map(Resizes, parts, views)) if parts[0].resizes else None,
         )

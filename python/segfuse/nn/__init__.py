@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .coarse import CoarseScores, coarse_scores
-from .losses import WeightedCrossEntropy
+from .losses import UpsampleCrossEntropy, WeightedCrossEntropy
 from .touching import TouchingCrossEntropy
 from .unpooling import Positions, max_pool, max_unpool
 from .upsampling import DeconvUpsample, depthwise_weight
@@ -13,6 +13,7 @@ __all__ = [
     "DeconvUpsample",
     "Positions",
     "TouchingCrossEntropy",
+    "UpsampleCrossEntropy",
     "WeightedCrossEntropy",
     "coarse_scores",
     "depthwise_weight",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..ops import separate_touching, unet_weight_map
 from ..ops.unet_weight_map import ClassWeight
+from ..ops.upsample_cross_entropy import upsample_cross_entropy
 from ..ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = ["TouchingCrossEntropy"]
@@ -58,6 +61,19 @@ class TouchingCrossEntropy(nn.Module):
         """Compute the loss of logits (N, 2, *S) where cells have the ids (N, *S)."""
         target, weight_map = self.target(ids)
         return weighted_cross_entropy(logits, target, weight_map=weight_map, ignore_index=_IGNORED)
+
+    def of_coarse(self, scores: Tensor, ids: Tensor, **upsampling: Any) -> Tensor:
+        """Compute the loss of scores (N, 2, H, W) upsampled to the size of ids (N, *S).
+
+        Args:
+            scores: coarse ones; see :func:`segfuse.ops.upsample_cross_entropy`.
+            ids: of cells.
+            upsampling: arguments of the operator that say how scores are upsampled.
+        """
+        target, weight_map = self.target(ids)
+        return upsample_cross_entropy(
+            scores, target, **upsampling, weight_map=weight_map, ignore_index=_IGNORED
+        )
 
     def target(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Make the target of ids (N, *S), and the weights of its pixels.

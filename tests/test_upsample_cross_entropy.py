@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from upsampled import IN_ONE_ORDER, Case, assert_near, cases, extremes
 
 from segfuse.nn import TouchingCrossEntropy, UpsampleCrossEntropy, WeightedCrossEntropy
 from segfuse.ops import upsample_cross_entropy
+
+README = Path(__file__).parents[1] / "README.md"
 
 on_backends = pytest.mark.parametrize("backend", BACKENDS)
 in_one_order = pytest.mark.parametrize("backend", IN_ONE_ORDER)
@@ -241,11 +245,11 @@ def test_a_target_that_is_no_class_is_told() -> None:
 def test_the_same_bits_every_time(learned: bool) -> None:
     """Of loss and gradients, for one thread and for two."""
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(2, 21, 24, 40, generator=generator)
+    scores = torch.randn(2, 21, 12, 20, generator=generator)
     how: dict[str, Any] = {}
     if learned:
         how = {"factor": 4, "offset": 2, "weight": torch.randn(21, 8, 8, generator=generator)}
-    loss = _loss(Case(scores, (96, 160), how))
+    loss = _loss(Case(scores, (48, 80), how))
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -300,3 +304,27 @@ def test_losses_take_coarse_scores() -> None:
         wanted = classes(case.upsampled(), target, weight_map)
         coarse = classes.of_coarse(case.scores, target, weight_map, **case.how)
         torch.testing.assert_close(coarse, wanted)
+
+
+def test_the_example_of_the_readme() -> None:
+    """It runs, and gives what the lines that it replaces give."""
+    (example,) = (
+        block.split("```")[0]
+        for block in README.read_text(encoding="utf-8").split("```python\n")[1:]
+        if "UpsampleCrossEntropy" in block.split("```")[0]
+    )
+    torch.manual_seed(0)
+    found: dict[str, Any] = {}
+    exec(example, found)  # noqa: S102
+    head, scores, target = (found[name] for name in ("head", "scores", "target"))
+    grads = [p.grad.clone() for p in head.parameters()]
+    (before,) = re.findall("(# full = .*\n# loss = .*\n)", example)
+    head.zero_grad()
+    found["scores"] = head(found["features"])
+    exec(before.replace("# full", "full").replace("# loss", "loss"), found)  # noqa: S102
+    torch.testing.assert_close(found["criterion"](scores, target), found["loss"])
+    found["loss"].backward()
+    for ours, p in zip(grads, head.parameters(), strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-3, atol=1e-6)
+    chosen = found["full"].gather(1, found["labels"].long()[:, None])[:, 0]
+    assert (found["full"].amax(1) - chosen).max() <= 1e-5

@@ -28,6 +28,7 @@ from .course import Course
 from .data.augment import Deform
 from .devices import channels_last
 from .files import whole
+from .nn import coarse_scores
 from .run import check_shapes, lay_out, load_state, model_state
 from .solvers import Solver
 
@@ -41,7 +42,9 @@ class Segmentation(lightning.LightningModule):
 
     Args:
         model: maps images (N, C, *S) to logits (N, classes, *S').
-        loss: maps logits (N, classes, *S') float32 and labels to a scalar.
+        loss: maps logits (N, classes, *S') float32 and labels to a scalar. If it has ``of_coarse``
+            (`nn.WeightedCrossEntropy`), and the model coarse scores (`nn.CoarseScores`), it is
+            given these as they are, and logits of the images' size are stored nowhere.
         solver: makes the optimizer.
         rate: the highest learning rate.
         deform: what is done to a batch first.
@@ -75,7 +78,13 @@ class Segmentation(lightning.LightningModule):
         image, labels = batch
         if self.deform is not None:
             image, labels = self.deform(image, labels, self.global_step)
-        loss: Tensor = self.loss(self.model(channels_last(image)).float(), labels)
+        image = channels_last(image)
+        coarse, of_coarse = coarse_scores(self.model), getattr(self.loss, "of_coarse", None)
+        loss: Tensor
+        if coarse is None or of_coarse is None:
+            loss = self.loss(self.model(image).float(), labels)
+        else:
+            loss = of_coarse(coarse.coarse_scores(image), labels, **coarse.upsampling)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

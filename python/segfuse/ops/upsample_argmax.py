@@ -102,8 +102,8 @@ def upsample_argmax(
     Limits: two spatial axes; kernels of at most 1024 taps an axis.  Not differentiable.  A learned
     ``weight`` takes far longer than the bilinear one, since its sums do not go along one axis after
     the other.  It and scores of half precision are converted as a whole, at the coarse size.  Under
-    autocast scores are taken as they are.  Within ``torch.func`` and forward-mode differentiation the
-    reference runs.
+    autocast scores are taken as they are.  Within ``torch.func`` and forward-mode differentiation
+    the reference runs.
     """
     op = "upsample_argmax"
     how = Upsampling.checked(op, scores, weight, size, factor, kernel_size, offset, align_corners)

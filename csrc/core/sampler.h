@@ -61,17 +61,18 @@ struct BilinearKernel {
 template <class Acc>
 struct Interpolation {
   struct Place {
-    int64_t low, high;  // neighbours; the same where there is but one
+    int64_t low, high;  // neighbours; the same at the end, and where nothing is resized
     Acc fraction;       // weight of `high`
   };
 
   int64_t count;
-  bool corners;
+  bool corners, resizes;
   Acc step;  // sources from one target to the next
 
   SEGFUSE_FUNCTOR constexpr Interpolation(int64_t count_, int64_t size, bool corners_)
       : count(count_),
         corners(corners_),
+        resizes(count_ != size),
         step(!corners_  ? static_cast<Acc>(count_) / static_cast<Acc>(size)
              : size > 1 ? static_cast<Acc>(count_ - 1) / static_cast<Acc>(size - 1)
                         : Acc(0)) {}
@@ -81,7 +82,7 @@ struct Interpolation {
         corners ? step * static_cast<Acc>(p) : step * (static_cast<Acc>(p) + Acc(0.5)) - Acc(0.5);
     const Acc at = middle < 0 ? Acc(0) : middle;
     const int64_t below = static_cast<int64_t>(at), low = below < count ? below : count - 1;
-    return {low, low + (low < count - 1), at - static_cast<Acc>(low)};
+    return {low, low + (resizes && low < count - 1), at - static_cast<Acc>(low)};
   }
 };
 
@@ -140,6 +141,7 @@ struct Sampling {
   // The targets that source q reaches.
   SEGFUSE_FUNCTOR Range targets(int64_t q) const {
     if (!interpolates) return taps.targets(q);
+    if (!places.resizes) return {q, q};
     return {q == 0 ? 0 : first_from(q - 1), first_from(q + 1) - 1};
   }
 

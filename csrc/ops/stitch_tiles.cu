@@ -235,7 +235,9 @@ struct Labels : Onto<Window<T>, Label> {
         this->weigh(run.line, x + begin, m, weights);
         for (int k = 0; k < classes; ++k) {
           this->mean(run.line, k, x + begin, m, weights, mean);
-          for (int64_t i = 0; i < m; ++i) found.take(i, k, mean[i]);
+          for (int64_t i = 0; i < m; ++i) {
+            k == 0 ? found.start(i, mean[i]) : found.take(i, k, mean[i]);
+          }
         }
       } else {
         found.take_all(this->from + run.from + (x + begin) * step, step, this->tiles.channel,

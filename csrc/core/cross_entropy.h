@@ -111,8 +111,9 @@ struct PixelTerms {
   // But for label smoothing's share.
   SEGFUSE_FUNCTOR Acc gradient(Acc logit, int64_t i, int64_t k) const {
     const Acc probability = exp_below_one(logit - log_sum[i]);
-    const Acc rest = id[i] == static_cast<int>(k) ? hard[i] : Acc(0);
-    return id[i] < 0 ? Acc(0) : all[i] * probability - rest;
+    const Acc own = hard[i];
+    const Acc value = all[i] * probability - (id[i] == static_cast<int>(k) ? own : Acc(0));
+    return id[i] < 0 ? Acc(0) : value;
   }
   // With it; `b` is (e / K) c_k.
   SEGFUSE_FUNCTOR Acc gradient(Acc logit, int64_t i, int64_t k, Acc b) const {
@@ -134,15 +135,15 @@ struct LossGradient {
     of.weight_map.read(p, n, to.hard);
     upstream.read(p, n, to.scale);
     const Acc by = !denominator ? Acc(1) : *denominator == 0 ? Acc(0) : 1 / *denominator;
-    const Acc shared = of.shared();
-    const int64_t at = of.at_pixel.offset(p);
-    for (int64_t i = 0; i < n; ++i) {
-      const Acc c = of.class_weight && to.id[i] >= 0 ? of.class_weight[to.id[i]] : Acc(1);
-      to.log_sum[i] = of.log_sums[at + i];
-      to.scale[i] *= to.hard[i] * by;
-      to.hard[i] = to.scale[i] * ((1 - of.smoothing) * c);
-      to.all[i] = to.hard[i] + to.scale[i] * shared;
+    const Acc shared = of.shared(), hard = 1 - of.smoothing;
+    const Acc* log_sums = of.log_sums + of.at_pixel.offset(p);
+    for (int64_t i = 0; i < n; ++i) to.log_sum[i] = log_sums[i];
+    for (int64_t i = 0; i < n; ++i) to.scale[i] *= to.hard[i] * by;
+    for (int64_t i = 0; i < n; ++i) to.hard[i] = to.scale[i] * hard;
+    for (int64_t i = 0; of.class_weight && i < n; ++i) {
+      if (to.id[i] >= 0) to.hard[i] *= of.class_weight[to.id[i]];
     }
+    for (int64_t i = 0; i < n; ++i) to.all[i] = to.hard[i] + to.scale[i] * shared;
   }
 };
 

@@ -76,29 +76,23 @@ struct Lanes {
   // Integers as wide as the values: places among them, or masks.
   using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   typedef Index Indices [[gnu::vector_size(count * sizeof(T))]];
+  struct Places {
+    Indices values;
+    SEGFUSE_FUNCTOR void load(const Index* from) { std::memcpy(&values, from, sizeof(values)); }
+  };
 
   // Those at some places of another.
-  SEGFUSE_FUNCTOR void pick(const Lanes& from, const Index* at) {
+  SEGFUSE_FUNCTOR void pick(const Lanes& from, const Places& at) {
 #if defined(__clang__)
-    for (int k = 0; k < count; ++k) values[k] = from.values[at[k]];
+    for (int k = 0; k < count; ++k) values[k] = from.values[at.values[k]];
 #else
-    Indices places;
-    std::memcpy(&places, at, sizeof(places));
-    values = __builtin_shuffle(from.values, places);
+    values = __builtin_shuffle(from.values, at.values);
 #endif
   }
-  // Times neighbours in memory, and 0 where the mask is 0, whatever the product.
-  SEGFUSE_FUNCTOR void weigh(const T* weight, const Index* mask) {
-    Values by;
-    Indices bits;
-    std::memcpy(&by, weight, sizeof(by));
-    std::memcpy(&bits, mask, sizeof(bits));
-    by *= values;
-    std::memcpy(&values, &by, sizeof(by));
-    Indices product;
-    std::memcpy(&product, &by, sizeof(by));
-    product &= bits;
-    std::memcpy(&values, &product, sizeof(product));
+  // Times others, and 0 where the mask is 0, whatever the product.
+  SEGFUSE_FUNCTOR void weigh(const Lanes& weight, const Places& mask) {
+    values =
+        reinterpret_cast<Values>(reinterpret_cast<Indices>(values * weight.values) & mask.values);
   }
   SEGFUSE_FUNCTOR void add(const Lanes& other) { values = values + other.values; }
 #endif

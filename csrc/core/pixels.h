@@ -204,6 +204,8 @@ struct Values {
     const int64_t step = strides.step();
     if (step == 1) {
       for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Wide<T>>(from[i]);
+    } else if (step == 0) {
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Wide<T>>(*from);
     } else {
       for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Wide<T>>(from[i * step]);
     }

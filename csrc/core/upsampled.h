@@ -26,6 +26,7 @@
 #pragma once
 
 #include "core/cross_entropy.h"
+#include "core/spread.h"
 #include "core/upsample.h"
 
 #if !SEGFUSE_CUDA_SOURCE
@@ -215,7 +216,7 @@ void gradient_of_weight(const F& f, const Tensor& out) {
 #else
 
 struct UpsampledPolicy {
-  static constexpr int width = 16;          // pixels that a functor has at once
+  static constexpr int width = 32;          // pixels that a functor has at once
   static constexpr int64_t values = 49152;  // of two spread rows: 192 KiB of floats
   static constexpr int64_t longest = 512;   // pixels of a strip
   static constexpr int64_t most = 16;       // classes whose gradients are computed together
@@ -227,129 +228,46 @@ std::unique_ptr<Acc[]> memory(int64_t values) {
   return std::unique_ptr<Acc[]>(new Acc[values]);
 }
 
-// Where pixels along x take their values from, eight at a time; and rows of sources so spread.
+// Rows of sources spread along x, some classes at a time.
 template <class Acc>
-struct Spread {
-  static constexpr int lanes = 8;
-  using Eight = Lanes<Acc, lanes>;
-  using Index = typename Eight::Index;
+class SpreadRows {
+  static constexpr int64_t together = 16;
+  static constexpr int lanes = Spread<Acc>::lanes;
 
-  int64_t pixels, groups;
-  std::vector<int64_t> first;  // source of a group
-  std::vector<char> near;      // whether eight sources from there on are all that it has
-  std::vector<Index> low, high, has_low, has_high;  // from the first on; masks
-  std::vector<Acc> of_low, of_high;
+  const Coarse<Acc>& coarse_;
+  const Spread<Acc>& spread_;
+  int64_t step_;
+  std::unique_ptr<Acc[]> cells_;
 
-  explicit Spread(const Sampling<Acc>& across)
-      : pixels(across.size()), groups((across.size() + lanes - 1) / lanes), first(groups) {
-    near.resize(groups);
-    for (auto* table : {&low, &high, &has_low, &has_high}) table->resize(groups * lanes);
-    for (auto* table : {&of_low, &of_high}) table->resize(groups * lanes);
-    for (int64_t g = 0; g < groups; ++g) {
-      first[g] = across.pair(g * lanes).low;
-      for (int64_t i = 0; i < lanes; ++i) {  // sources that no pixel has yet cannot lie before
-        const auto pair = across.pair(std::min(g * lanes + i, pixels - 1));
-        if (pair.has_low) first[g] = i == 0 ? pair.low : std::min(first[g], pair.low);
-      }
-      int64_t last = first[g];
-      for (int64_t i = 0; i < lanes; ++i) {
-        const int64_t p = std::min(g * lanes + i, pixels - 1), at = g * lanes + i;
-        const auto pair = across.pair(p);
-        low[at] = static_cast<Index>(pair.has_low ? pair.low - first[g] : 0);
-        high[at] = static_cast<Index>(pair.has_high ? pair.high - first[g] : 0);
-        has_low[at] = pair.has_low ? -1 : 0;
-        has_high[at] = pair.has_high ? -1 : 0;
-        of_low[at] = pair.of_low;
-        of_high[at] = pair.of_high;
-        last = std::max(last, first[g] + std::max<int64_t>(low[at], high[at]));
-      }
-      near[g] = last - first[g] < lanes;
-    }
+ public:
+  SpreadRows(const Coarse<Acc>& coarse, const Spread<Acc>& spread)
+      : coarse_(coarse),
+        spread_(spread),
+        step_(coarse.across.count() + lanes),
+        cells_(memory<Acc>(together * step_)) {
+    std::fill_n(cells_.get(), together * step_, Acc(0));
   }
 
-  // The sources of groups [begin, end), from the first to before the last.
-  SEGFUSE_FUNCTOR int64_t last(int64_t g) const {
-    int64_t last = 0;
-    for (int i = 0; i < lanes; ++i) {
-      last = std::max<int64_t>(last, std::max(low[g * lanes + i], high[g * lanes + i]));
+  // Groups [g0, g1) of classes [first, last) of a row; group g of the first class goes to at(g),
+  // and the next class's `step` on.
+  SEGFUSE_FUNCTOR void spread(int64_t n, int64_t row, int64_t first, int64_t last, int64_t g0,
+                              int64_t g1, const auto& at, int64_t step) {
+    int64_t from = spread_.first[g0], end = from;
+    for (int64_t g = g0; g < g1; ++g) {
+      from = std::min(from, spread_.first[g]);
+      end = std::max(end, spread_.last[g] + 1);
     }
-    return first[g] + last;
-  }
-
-  // Group g of a row whose sources from `from` on lie in `cells`, where eight more can be read.
-  SEGFUSE_FUNCTOR void expand(const Acc* cells, int64_t from, int64_t g, Acc* to) const {
-    const Acc* source = cells + (first[g] - from);
-    const int64_t at = g * lanes;
-    Eight a, b;
-    if (near[g]) {
-      Eight all;
-      all.load(source);
-      a.pick(all, low.data() + at);
-      b.pick(all, high.data() + at);
-    } else {
-      Acc left[lanes], right[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        left[i] = source[low[at + i]];
-        right[i] = source[high[at + i]];
+    Acc* cells = cells_.get();
+    for (int64_t k = first; k < last; k += together) {
+      const int64_t classes = std::min(together, last - k);
+      for (int64_t i = 0; i < classes; ++i) {
+        const Plane<Acc> plane = coarse_.plane(n, k + i);
+        take<false>(plane.row(row) + from * plane.step, plane.step, Acc(1), end - from,
+                    cells + i * step_);
       }
-      a.load(left);
-      b.load(right);
-    }
-    a.weigh(of_low.data() + at, has_low.data() + at);
-    b.weigh(of_high.data() + at, has_high.data() + at);
-    a.add(b);
-    a.store(to);
-  }
-};
-
-// The way back: sums of the pixels that each source reaches, eight sources at a time.
-template <class Acc>
-struct Gathered {
-  static constexpr int lanes = 8;
-  using Eight = Lanes<Acc, lanes>;
-  using Index = typename Eight::Index;
-
-  int64_t count, taps = lanes;  // sources; pixels of one at most, a multiple of the lanes
-  std::vector<int64_t> first;
-  std::vector<Acc> weight;
-  std::vector<Index> mask;
-
-  explicit Gathered(const Sampling<Acc>& across) : count(across.count()) {
-    const int64_t padded = (count + lanes - 1) / lanes * lanes;
-    for (int64_t q = 0; q < count; ++q) {
-      taps = std::max(taps, (across.targets(q).count() + lanes - 1) / lanes * lanes);
-    }
-    first.resize(padded);
-    weight.resize(padded * taps);
-    mask.resize(padded * taps);
-    for (int64_t q = 0; q < count; ++q) {
-      const Range reached = across.targets(q);
-      if (reached.count() > 0) first[q] = reached.first;
-      for (int64_t p = reached.first; p <= reached.last; ++p) {
-        weight[q * taps + (p - reached.first)] = across.weight(p, q);
-        mask[q * taps + (p - reached.first)] = -1;
+      for (int64_t g = g0; g < g1; ++g) {
+        spread_.expand(cells, step_, from, g, classes, at(g) + (k - first) * step, step);
       }
-    }
-  }
-
-  // Of a row of pixels, behind which `taps` more can be read.
-  SEGFUSE_FUNCTOR void sum(const Acc* pixels, Acc* to) const {
-    for (int64_t q = 0; q < count; q += lanes) {
-      Eight sums[lanes];
-      for (int c = 0; c < lanes; ++c) {
-        sums[c].clear();
-        const int64_t at = (q + c) * taps;
-        for (int64_t t = 0; t < taps; t += lanes) {
-          Eight some;
-          some.load(pixels + first[q + c] + t);
-          some.weigh(weight.data() + at + t, mask.data() + at + t);
-          sums[c].add(some);
-        }
-      }
-      Acc values[lanes];
-      totals(sums).store(values);
-      const int64_t n = std::min<int64_t>(lanes, count - q);
-      for (int64_t i = 0; i < n; ++i) to[q + i] = values[i];
     }
   }
 };
@@ -371,24 +289,23 @@ class Strip {
   static constexpr int width = UpsampledPolicy::width, lanes = Spread<Acc>::lanes;
 
   const Coarse<Acc>& coarse_;
-  const Spread<Acc>& spread_;
+  SpreadRows<Acc> spread_;
   const bool pairs_;
   int64_t blocks_;
-  std::unique_ptr<Acc[]> lines_[2], zeros_, cells_;
+  std::unique_ptr<Acc[]> lines_[2], zeros_;
   int64_t held_[2] = {-1, -1};
   int64_t image_ = -1, begin_ = -1;
 
  public:
   Strip(const Coarse<Acc>& coarse, const Spread<Acc>& spread, int64_t pixels)
       : coarse_(coarse),
-        spread_(spread),
+        spread_(coarse, spread),
         pairs_(coarse.down.pairs() && !coarse.weights.table),
         blocks_((pixels + width - 1) / width) {
     const int64_t values = coarse.classes * width;
     for (int i = 0; i < (pairs_ ? 2 : 1); ++i) lines_[i] = memory<Acc>(blocks_ * values);
     zeros_ = memory<Acc>(values);
     std::fill_n(zeros_.get(), values, Acc(0));
-    cells_ = memory<Acc>(coarse.across.count() + lanes);
   }
 
   // Calls f for the pixels [begin, end) of a row.
@@ -433,23 +350,12 @@ class Strip {
     Acc* to = lines_[slot].get();
     if (held_[slot] == row) return to;
     held_[slot] = row;
-    const int64_t g0 = begin / lanes, g1 = (end + lanes - 1) / lanes;
-    int64_t from = spread_.first[g0], last = from;
-    for (int64_t g = g0; g < g1; ++g) {
-      from = std::min(from, spread_.first[g]);
-      last = std::max(last, spread_.last(g));
-    }
-    Acc* cells = cells_.get();
-    std::fill_n(cells, last + 1 - from + lanes, Acc(0));
-    for (int64_t k = 0; k < coarse_.classes; ++k) {
-      const Plane<Acc> plane = coarse_.plane(image_, k);
-      take<false>(plane.row(row) + from * plane.step, plane.step, Acc(1), last + 1 - from, cells);
-      for (int64_t g = g0; g < g1; ++g) {
-        const int64_t at = (g - g0) * lanes;
-        spread_.expand(cells, from, g,
-                       to + (at / width * coarse_.classes + k) * width + at % width);
-      }
-    }
+    const int64_t g0 = begin / lanes;
+    const auto at = [&](int64_t g) {
+      const int64_t x = (g - g0) * lanes;
+      return to + x / width * coarse_.classes * width + x % width;
+    };
+    spread_.spread(image_, row, 0, coarse_.classes, g0, (end + lanes - 1) / lanes, at, width);
     return to;
   }
 
@@ -518,7 +424,7 @@ int64_t for_each_pixel(const F& f, const Tensor&) {
   return 0;
 }
 
-// Arrays for a row of pixels' terms.
+// Arrays for a row of pixels' terms; those behind the row are of pixels without gradients.
 template <class Acc>
 struct TermsRow {
   std::unique_ptr<Acc[]> values;
@@ -528,6 +434,8 @@ struct TermsRow {
   explicit TermsRow(int64_t width) : values(memory<Acc>(4 * width)), ids(memory<int>(width)) {
     Acc* at = values.get();
     terms = {at, at + width, at + 2 * width, at + 3 * width, ids.get()};
+    std::fill_n(at, 4 * width, Acc(0));
+    std::fill_n(ids.get(), width, -1);
   }
 };
 
@@ -535,16 +443,19 @@ struct TermsRow {
 template <class F>
 class PairedGradient {
   using Acc = typename F::Acc;
-  static constexpr int lanes = Spread<Acc>::lanes;
+  using Pair = typename Sampling<Acc>::Pair;
+  static constexpr int lanes = Spread<Acc>::lanes, block = UpsampledPolicy::width;
+  static constexpr int together = 4;  // rows of pixels that have the same pair of rows of sources
 
   const F& f_;
   const Spread<Acc>& spread_;
   const Gathered<Acc>& gathered_;
   Acc* out_;
   int64_t width_, padded_;
-  TermsRow<Acc> row_;
+  SpreadRows<Acc> rows_;
+  std::vector<TermsRow<Acc>> terms_;
   std::unique_ptr<Acc[]> lines_[2], sums_[2];  // of each class: two rows and their gradients
-  std::unique_ptr<Acc[]> zeros_, waste_, cells_;
+  std::unique_ptr<Acc[]> zeros_, waste_;
 
  public:
   PairedGradient(const F& f, const Spread<Acc>& spread, const Gathered<Acc>& gathered, Acc* out,
@@ -554,46 +465,55 @@ class PairedGradient {
         gathered_(gathered),
         out_(out),
         width_(f.coarse.across.size()),
-        padded_(spread.groups * lanes + gathered.taps),
-        row_(width_),
+        padded_((width_ + block - 1) / block * block + gathered.taps),
+        rows_(f.coarse, spread),
         zeros_(memory<Acc>(padded_)),
-        waste_(memory<Acc>(padded_)),
-        cells_(memory<Acc>(f.coarse.across.count() + lanes)) {
+        waste_(memory<Acc>(padded_)) {
+    for (int i = 0; i < together; ++i) terms_.emplace_back(padded_);
     for (auto& line : lines_) line = memory<Acc>(classes * padded_);
+    for (auto& line : lines_) std::fill_n(line.get(), classes * padded_, Acc(0));
     for (auto& sum : sums_) sum = memory<Acc>(classes * padded_);
     std::fill_n(zeros_.get(), padded_, Acc(0));
     std::fill_n(waste_.get(), padded_, Acc(0));
-    std::fill_n(cells_.get(), f.coarse.across.count() + lanes, Acc(0));
   }
 
   // Classes [first, last) and rows of sources [begin, end) of image n.
   SEGFUSE_FUNCTOR void run(int64_t n, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const auto& down = f_.coarse.down;
-    int64_t held[2] = {-1, -1}, next = begin;
+    int64_t held[2] = {-1, -1}, next = begin, rows = 1;
     for (auto& sum : sums_) std::fill_n(sum.get(), (last - first) * padded_, Acc(0));
     const Range top = reached(begin, end);
-    for (int64_t y = top.first; y <= top.last; ++y) {
-      const auto pair = down.pair(y);
+    for (int64_t y = top.first; y <= top.last; y += rows) {
+      const Pair pair = down.pair(y);
+      Acc of_low[together]{pair.of_low}, of_high[together]{pair.of_high};
+      for (rows = 1; rows < together && y + rows <= top.last; ++rows) {
+        const Pair other = down.pair(y + rows);
+        if (other.low != pair.low || other.high != pair.high || other.has_low != pair.has_low ||
+            other.has_high != pair.has_high) {
+          break;
+        }
+        of_low[rows] = other.of_low;
+        of_high[rows] = other.of_high;
+      }
       if (!pair.has_low) continue;  // no source, so that there is no gradient
       while (next < std::min(pair.low, end)) flush(n, first, last, next++);
       for (const int64_t source : {pair.low, pair.high}) {
         if (held[source % 2] == source) continue;
         held[source % 2] = source;
-        for (int64_t k = first; k < last; ++k) spread(n, k, source, k - first);
+        Acc* to = lines_[source % 2].get();
+        const auto at = [&](int64_t g) { return to + g * lanes; };
+        rows_.spread(n, source, first, last, 0, spread_.groups, at, padded_);
       }
-      f_.read(Pixel{{n, 0, y, 0}}, width_, row_.terms);
+      for (int64_t r = 0; r < rows; ++r) {
+        f_.read(Pixel{{n, 0, y + r, 0}}, width_, terms_[r].terms);
+      }
       const auto inside = [&](int64_t q) { return q >= begin && q < end; };
-      const bool apart = pair.has_high && pair.high != pair.low;
       for (int64_t k = first; k < last; ++k) {
         const int64_t at = (k - first) * padded_;
-        const Acc* low = lines_[pair.low % 2].get() + at;
-        const Acc* high = pair.has_high ? lines_[pair.high % 2].get() + at : zeros_.get();
-        Acc* to_low = inside(pair.low) ? sums_[pair.low % 2].get() + at : waste_.get();
-        const bool both = apart && inside(pair.high);
-        Acc* to_high = both ? sums_[pair.high % 2].get() + at : waste_.get();
-        line(k, low, high, pair.of_low, pair.of_high,
-             apart ? pair.of_low : pair.of_low + pair.of_high, both ? pair.of_high : Acc(0), to_low,
-             to_high, both);
+        add(k, rows, lines_[pair.low % 2].get() + at,
+            pair.has_high ? lines_[pair.high % 2].get() + at : zeros_.get(), of_low, of_high,
+            inside(pair.low) ? sums_[pair.low % 2].get() + at : waste_.get(),
+            pair.has_high && inside(pair.high) ? sums_[pair.high % 2].get() + at : waste_.get());
       }
     }
     while (next < end) flush(n, first, last, next++);
@@ -613,28 +533,27 @@ class PairedGradient {
     return all;
   }
 
-  SEGFUSE_FUNCTOR void spread(int64_t n, int64_t k, int64_t source, int64_t at) {
-    const auto plane = f_.coarse.plane(n, k);
-    take<false>(plane.row(source), plane.step, Acc(1), f_.coarse.across.count(), cells_.get());
-    Acc* to = lines_[source % 2].get() + at * padded_;
-    for (int64_t g = 0; g < spread_.groups; ++g) {
-      spread_.expand(cells_.get(), 0, g, to + g * lanes);
-    }
-  }
-
-  // A row of pixels of class k: scores, their gradients, and those added to two rows'.
-  SEGFUSE_FUNCTOR void line(int64_t k, const Acc* low, const Acc* high, Acc of_low, Acc of_high,
-                            Acc to_low_by, Acc to_high_by, Acc* __restrict to_low,
-                            Acc* __restrict to_high, bool both) const {
-    constexpr int64_t block = 128;
+  // Rows of pixels of class k: scores, their gradients, and those added to two rows', which may be
+  // one and the same.
+  SEGFUSE_FUNCTOR void add(int64_t k, int64_t rows, const Acc* low, const Acc* high,
+                           const Acc* of_low, const Acc* of_high, Acc* to_low, Acc* to_high) const {
     for (int64_t x = 0; x < width_; x += block) {
-      const int64_t n = std::min(block, width_ - x);
-      Acc value[block];
-      for (int64_t i = 0; i < n; ++i) value[i] = low[x + i] * of_low + high[x + i] * of_high;
-      f_.differentiate(k, n, row_.terms.from(x), value);
-      for (int64_t i = 0; i < n; ++i) to_low[x + i] += to_low_by * value[i];
-      if (!both) continue;
-      for (int64_t i = 0; i < n; ++i) to_high[x + i] += to_high_by * value[i];
+      Acc value[block], sum_low[block], sum_high[block];
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int i = 0; i < block; ++i) {
+          value[i] = low[x + i] * of_low[r] + high[x + i] * of_high[r];
+        }
+        f_.differentiate(k, std::integral_constant<int, block>{}, terms_[r].terms.from(x), value);
+        if (r == 0) {
+          for (int i = 0; i < block; ++i) sum_low[i] = of_low[0] * value[i];
+          for (int i = 0; i < block; ++i) sum_high[i] = of_high[0] * value[i];
+        } else {
+          for (int i = 0; i < block; ++i) sum_low[i] += of_low[r] * value[i];
+          for (int i = 0; i < block; ++i) sum_high[i] += of_high[r] * value[i];
+        }
+      }
+      for (int i = 0; i < block; ++i) to_low[x + i] += sum_low[i];
+      for (int i = 0; i < block; ++i) to_high[x + i] += sum_high[i];
     }
   }
 

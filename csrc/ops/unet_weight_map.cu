@@ -32,7 +32,7 @@ struct Gaussian {
   }
   // In float64, since amplitudes are large and so are the errors that they multiply.
   SEGFUSE_FUNCTOR double operator()(double d, double d_squared) const {
-    constexpr int terms = 9;  // 2e-10
+    constexpr int terms = 8;  // 4e-11
     const double value = amplitude * exp_below_one<double, terms>(-d_squared * rate);
     return d < reach ? value : 0.0;
   }

@@ -19,7 +19,7 @@ for package in ("lightning", "matplotlib", "rich", "safetensors", "tifffile", "t
 from runs import one_thread, write_pictures  # noqa: E402, F401
 from torch import Tensor, nn  # noqa: E402
 
-from segfuse import loop, training  # noqa: E402
+from segfuse import loop, ops, training  # noqa: E402
 from segfuse.loop import Segmentation  # noqa: E402
 from segfuse.models import FCN  # noqa: E402
 from segfuse.models.backbones import BACKBONES  # noqa: E402
@@ -145,6 +145,47 @@ def test_scores_of_the_images_size_are_not_made(monkeypatch: pytest.MonkeyPatch)
     assert fused(fcn(), *batch(0)).isfinite()
     with pytest.raises(AssertionError):
         plain(fcn(), *batch(0))
+
+
+class LossAndLabels(nn.Module):
+    """Of an FCN's coarse scores."""
+
+    def __init__(self, net: FCN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        coarse, how = self.net.coarse_scores(images), self.net.upsampling
+        size = (images.shape[2], images.shape[3])
+        loss = ops.upsample_cross_entropy(coarse, labels, **how)
+        return loss, ops.upsample_argmax(coarse, size=size, **how)
+
+
+@pytest.mark.parametrize("upsample", ["learned", "bilinear"])
+@pytest.mark.parametrize("way", ["compile", "compile, any size", "export"])
+def test_one_graph(upsample: str, way: str) -> None:
+    """Loss, labels and gradients of a whole network, compiled or exported."""
+    torch.compiler.reset()
+    module, (images, labels) = LossAndLabels(fcn(upsample)), batch(0)
+    parameters = list(module.parameters())
+    if way == "export":
+        program: Any = torch.export.export(module, (images, labels)).module()
+        for (ours, p), (theirs, q) in zip(
+            program.named_parameters(), module.named_parameters(), strict=True
+        ):
+            assert ours == theirs
+            assert torch.equal(p, q)
+        parameters = list(program.parameters())
+    else:
+        program = torch.compile(
+            module, fullgraph=True, backend="aot_eager", dynamic=way != "compile"
+        )
+    (loss, found), (wanted, expected) = program(images, labels), module(images, labels)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(loss, wanted)
+    ours = torch.autograd.grad(loss, parameters)
+    theirs = torch.autograd.grad(wanted, list(module.parameters()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_has_the_same_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,27 @@ def _loss(case: Case, **options: Any) -> Loss:
 
 
 @in_one_order
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_gradients_of_a_learned_kernel(backend: str, kernel: int) -> None:
+    """By differences, of the kernel alone and together with the scores'."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64)
+    weight = torch.rand(3, kernel, kernel, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 3, (2, 5, 6), generator=generator)
+    target[0, 0] = 255
+    scores, weight, target = (t.to(device_of(backend)) for t in (scores, weight, target))
+
+    def loss(scores: Tensor, weight: Tensor) -> Tensor:
+        return upsample_cross_entropy(
+            scores, target, factor=2, offset=1, kernel_size=kernel, weight=weight
+        )
+
+    with running(backend):
+        assert torch.autograd.gradcheck(loss, (scores, weight.requires_grad_()))
+        assert torch.autograd.gradcheck(loss, (scores.requires_grad_(), weight))
+
+
+@in_one_order
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_extreme_scores(backend: str, smoothing: float) -> None:
     """The reference says where a loss is infinite and where NaN, as `F.interpolate` gives NaN where

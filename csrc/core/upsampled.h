@@ -445,7 +445,7 @@ class PairedGradient {
   using Acc = typename F::Acc;
   using Pair = typename Sampling<Acc>::Pair;
   static constexpr int lanes = Spread<Acc>::lanes, block = UpsampledPolicy::width;
-  static constexpr int together = 4;  // rows of pixels that have the same pair of rows of sources
+  static constexpr int together = 4;  // rows of pixels of one pair of rows of sources, at most
 
   const F& f_;
   const Spread<Acc>& spread_;
@@ -469,7 +469,8 @@ class PairedGradient {
         rows_(f.coarse, spread),
         zeros_(memory<Acc>(padded_)),
         waste_(memory<Acc>(padded_)) {
-    for (int i = 0; i < together; ++i) terms_.emplace_back(padded_);
+    const int64_t rows = UpsampledPolicy::values / 5 / padded_;  // as many bytes as lines have
+    for (int i = 0; i < std::clamp<int64_t>(rows, 1, together); ++i) terms_.emplace_back(padded_);
     for (auto& line : lines_) line = memory<Acc>(classes * padded_);
     for (auto& line : lines_) std::fill_n(line.get(), classes * padded_, Acc(0));
     for (auto& sum : sums_) sum = memory<Acc>(classes * padded_);
@@ -480,13 +481,14 @@ class PairedGradient {
   // Classes [first, last) and rows of sources [begin, end) of image n.
   SEGFUSE_FUNCTOR void run(int64_t n, int64_t first, int64_t last, int64_t begin, int64_t end) {
     const auto& down = f_.coarse.down;
+    const int64_t most = terms_.size();
     int64_t held[2] = {-1, -1}, next = begin, rows = 1;
     for (auto& sum : sums_) std::fill_n(sum.get(), (last - first) * padded_, Acc(0));
     const Range top = reached(begin, end);
     for (int64_t y = top.first; y <= top.last; y += rows) {
       const Pair pair = down.pair(y);
       Acc of_low[together]{pair.of_low}, of_high[together]{pair.of_high};
-      for (rows = 1; rows < together && y + rows <= top.last; ++rows) {
+      for (rows = 1; rows < most && y + rows <= top.last; ++rows) {
         const Pair other = down.pair(y + rows);
         if (other.low != pair.low || other.high != pair.high || other.has_low != pair.has_low ||
             other.has_high != pair.has_high) {

@@ -72,18 +72,15 @@ def _crop_concat(by: int) -> tuple[Call, Call]:
     )
 
 
-if hasattr(ops, "upconv_concat"):
-
-    @case("`upconv_concat`, the same level", "the upsampled map", 64, 392**2, 4)
-    def _upconv_concat(by: int) -> tuple[Call, Call]:
-        small, large = 196 // by, 568 // by
-        skip, x = torch.rand(1, 64, large, large), torch.rand(1, 128, small, small)
-        up = torch.rand(128, 64, 2, 2), torch.rand(64)
-        fused: Any = getattr(ops, "upconv_concat", None)
-        return (
-            lambda: fused(skip, x, *up),
-            lambda: torch.cat([cropped(skip, 2 * small), F.conv_transpose2d(x, *up, stride=2)], 1),
-        )
+@case("`upconv_concat`, the same level", "the upsampled map", 64, 392**2, 4)
+def _upconv_concat(by: int) -> tuple[Call, Call]:
+    small, large = 196 // by, 568 // by
+    skip, x = torch.rand(1, 64, large, large), torch.rand(1, 128, small, small)
+    up = torch.rand(128, 64, 2, 2), torch.rand(64)
+    return (
+        lambda: ops.upconv_concat(skip, x, *up),
+        lambda: torch.cat([cropped(skip, 2 * small), F.conv_transpose2d(x, *up, stride=2)], 1),
+    )
 
 
 @case("`deconv_upsample`, 150 classes, a skip added", "what it is added to", 150, 274**2, 4)

@@ -73,6 +73,10 @@ void define(torch::stable::detail::StableLibrary& m) {
       "unet_weight_map_out(Tensor labels, float border, float sigma, float? halo, float sigma1, "
       "float background, float cell, bool balanced, bool everywhere, int[] ignored, Tensor(a!) "
       "out) -> ()");
+  m.def("upconv_concat(Tensor skip, Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "upconv_concat_backward(Tensor grad, Tensor x, Tensor weight, bool for_x, bool for_weight, "
+      "bool for_bias) -> (Tensor, Tensor, Tensor)");
   m.def(
       "upsample_argmax(Tensor scores, Tensor? weight, int factor, int kernel_size, SymInt[] "
       "offset, "

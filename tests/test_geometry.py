@@ -25,6 +25,8 @@ from segfuse.geometry import Axis, GeometryError
 from segfuse.geometry.glance import first_tensor
 from segfuse.geometry.network import Geometry, check_same, trace
 from segfuse.geometry.rules import _Way
+from segfuse.nn import UpConv2d
+from segfuse.ops import crop_concat
 
 Cut = tuple[int, int]
 
@@ -324,6 +326,27 @@ def test_crops_of_the_skips(published: models.UNet) -> None:
     crops = [found.offset(f"down.{level}.relu2", f"upsample.{level}")[0] for level in (3, 2, 1, 0)]
     assert crops == [4, 16, 40, 88]
     assert found.offset("input", "head") == (92, 92)
+
+
+@pytest.mark.parametrize(("k", "size"), [(2, 26), (3, 29)])
+def test_a_joining_up_convolution_is_followed_as_its_parts(k: int, size: int) -> None:
+    class Level(nn.Module):
+        def __init__(self, *, joins: bool) -> None:
+            super().__init__()
+            self.down, self.bottom = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3)
+            self.up, self.merge = UpConv2d(3, 2, k), nn.Conv2d(4, 1, 3)
+            self.joins = joins
+
+        def forward(self, x: Tensor) -> Tensor:
+            skip = self.down(x)
+            x = self.bottom(F.max_pool2d(skip, k))
+            x = self.up(x, skip=skip) if self.joins else crop_concat(skip, self.up(x))
+            return self.merge(x)  # type: ignore[no-any-return]
+
+    fused, plain = (geometry.of(Level(joins=j), (1, 1, size, size)) for j in (True, False))
+    assert (fused.margin, fused.stride, fused.phase) == (plain.margin, plain.stride, plain.phase)
+    assert (fused.output_size, fused.everywhere) == (plain.output_size, ())
+    assert fused["merge"] == plain["merge"]
 
 
 def test_sizes_of_the_published_unet() -> None:

@@ -50,8 +50,9 @@
 
 namespace segfuse::SEGFUSE_BACKEND {
 
-// Whether the output was allocated for this call, or is the caller's own.
-enum class Memory { fresh, reused };
+// Whether the output was allocated for this call, or is the caller's own; or was allocated, and a
+// part of it has been filled before.
+enum class Memory { fresh, reused, begun };
 
 template <class F>
 concept HasRuns = requires { typename F::Run; };

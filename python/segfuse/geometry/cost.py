@@ -12,7 +12,8 @@ from .rules import arguments, name, shape
 __all__ = ["Costs", "multiply_adds"]
 
 _CONVOLUTIONS = {f"conv{n}d" for n in (1, 2, 3)}
-_TRANSPOSED = {f"conv_transpose{n}d" for n in (1, 2, 3)}
+_TRANSPOSED = {f"conv_transpose{n}d": "input" for n in (1, 2, 3)}  # and what they take
+_TRANSPOSED |= {"segfuse::upconv_concat": "x"}
 
 
 def multiply_adds(node: Node) -> int:
@@ -25,7 +26,7 @@ def multiply_adds(node: Node) -> int:
     if op in _CONVOLUTIONS:  # weight (out, in / groups, *kernel)
         return prod(shape(node)) * prod(shape(args["weight"])[1:])
     if op in _TRANSPOSED:  # weight (in, out / groups, *kernel)
-        return prod(shape(args["input"])) * prod(shape(args["weight"])[1:])
+        return prod(shape(args[_TRANSPOSED[op]])) * prod(shape(args["weight"])[1:])
     if op == "segfuse::deconv_upsample":  # (kernel / factor)^2 taps a pixel, in the mean
         taps: int = prod(shape(node)) * args["kernel_size"] ** 2 // args["factor"] ** 2
         return taps

@@ -564,15 +564,29 @@ def _cat(call: Call) -> Result:
 
 def _crop_concat(call: Call) -> Result:
     """`segfuse.ops.crop_concat`: the skip cropped about its centre to the size of `up`."""
+    return _joined(call, "skip", "up", 1)
+
+
+def _upconv_concat(call: Call) -> Result:
+    """`segfuse.ops.upconv_concat`: the same, with x up-convolved by a kernel as large as a step."""
+    factor = shape(call.args["weight"])[-1]
+    dims, crops = _joined(call, "skip", "x", factor)
+    return dims, (factor, *crops)
+
+
+def _joined(call: Call, large: str, small: str, factor: int) -> Result:
+    """A map cropped about its centre to the size of another, which grows by a factor."""
     dims: list[Axis | None] = []
     crops: list[tuple[int, int]] = []
-    skip, up = call.args["skip"], call.args["up"]
-    if not (any(call.dims_of.get(skip, ())) and any(call.dims_of.get(up, ()))):
+    skip, up = call.args[large], call.args[small]
+    alone = {*call.maps} <= {skip, up}
+    if not (alone and any(call.dims_of.get(skip, ())) and any(call.dims_of.get(up, ()))):
         raise LooksEverywhere("joins the map with what varies over space by itself")
-    for a, b in zip(call.dims_of[skip], call.dims_of[up], strict=True):
-        if a is None or b is None:
+    for a, x in zip(call.dims_of[skip], call.dims_of[up], strict=True):
+        if a is None or x is None:
             dims.append(None)
             continue
+        b = x.scatter(x.size * factor, factor, factor)
         before = (a.size - b.size) // 2
         after = a.size - b.size - before
         crops.append((before, after))
@@ -683,7 +697,9 @@ _RANDOM = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout
 UNIFORM = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"}
 SHAPE_ONLY = {"expand_as", "view_as", "reshape_as", "type_as", "to"}  # of a second tensor
 POSITIONS_PASS = {"getitem", "squeeze", "unsqueeze", "detach", "to"}  # keep positions what they are
-JOINING = (join, _cat, _crop_concat, _deconv_upsample, _unpooling)  # may take several maps
+JOINING = (  # may take several maps
+    *(join, _cat, _crop_concat, _deconv_upsample, _unpooling, _upconv_concat),
+)
 
 REASONS = {  # why an operation has no rule, where its name may not say
     **{
@@ -732,4 +748,5 @@ RULES: dict[str, Callable[[Call], Result]] = {
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _cat),
     "segfuse::crop_concat": _crop_concat,
     "segfuse::deconv_upsample": _deconv_upsample,
+    "segfuse::upconv_concat": _upconv_concat,
 }

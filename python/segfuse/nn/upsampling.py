@@ -1,4 +1,4 @@
-"""FCN's upsampling as a module, and dense bilinear filters as the depthwise ones that they are."""
+"""FCN's and U-Net's upsampling as modules, and dense bilinear filters as depthwise ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops import bilinear_kernel, deconv_upsample
+from ..ops import bilinear_kernel, deconv_upsample, upconv_concat
 
-__all__ = ["DeconvUpsample", "depthwise_weight"]
+__all__ = ["DeconvUpsample", "UpConv1d", "UpConv2d", "UpConv3d", "depthwise_weight"]
 
 
 class DeconvUpsample(nn.Module):
@@ -88,6 +88,54 @@ class DeconvUpsample(nn.Module):
         """Show the options."""
         learned = self.weight is not None
         return f"{self.channels}, {self.factor}, kernel_size={self.kernel_size}, {learned=}"
+
+
+class _UpConv(nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 - what the three have in common
+    def __init__(
+        self, in_channels: int, out_channels: int, factor: int = 2, *, bias: bool = True
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]  # torch's class beside it has defaults
+            in_channels, out_channels, factor, stride=factor, bias=bias
+        )
+
+    def forward(
+        self, x: Tensor, output_size: list[int] | None = None, *, skip: Tensor | None = None
+    ) -> Tensor:
+        """Up-convolve x (N, in_channels, *s), and put the skip's centre before it."""
+        if skip is None:
+            up: Tensor = super().forward(x, output_size)
+            return up
+        return upconv_concat(skip, x, self.weight, self.bias)
+
+
+class UpConv1d(_UpConv, nn.ConvTranspose1d):
+    """`UpConv2d` in one dimension."""
+
+
+class UpConv2d(_UpConv, nn.ConvTranspose2d):
+    """Transposed convolution whose kernel is its stride, and U-Net's crop and concatenation.
+
+    ``torch.nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)``, with its
+    parameters and their names. Called with a skip it is :func:`segfuse.ops.upconv_concat`, which
+    does not store the upsampled map.
+
+    Args:
+        in_channels: of the map that is upsampled.
+        out_channels: of the upsampled map.
+        factor: kernel and stride, from 1 on.
+        bias: add one.
+
+    Shape:
+        (N, in_channels, *s) to (N, out_channels, *(factor s)); with a skip (N, Cs, *S), of at least
+        that size, to (N, Cs + out_channels, *(factor s)).
+
+    Raises:
+        ValueError: in forward, as the operator.
+    """
+
+
+class UpConv3d(_UpConv, nn.ConvTranspose3d):
+    """`UpConv2d` in three dimensions."""
 
 
 def depthwise_weight(weight: Tensor) -> Tensor:

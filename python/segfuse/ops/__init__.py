@@ -11,6 +11,7 @@ from .label_distances import label_distances
 from .separate_touching import separate_touching
 from .stitch_tiles import stitch_tiles
 from .unet_weight_map import unet_weight_map, unet_weight_map_2019
+from .upconv_concat import upconv_concat
 from .upsample_argmax import upsample_argmax
 from .upsample_cross_entropy import upsample_cross_entropy
 from .weighted_cross_entropy import weighted_cross_entropy
@@ -28,6 +29,7 @@ __all__ = [
     "stitch_tiles",
     "unet_weight_map",
     "unet_weight_map_2019",
+    "upconv_concat",
     "upsample_argmax",
     "upsample_cross_entropy",
     "weighted_cross_entropy",

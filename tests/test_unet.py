@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segfuse.models import UNet, unet
-from segfuse.ops import crop_concat
+from segfuse.models import UNet
+from segfuse.nn import upsampling
+from segfuse.ops import upconv_concat
 
 Padding = Literal["valid", "same"]
 Up = Literal["deconv", "bilinear", "unpool"]
@@ -25,14 +26,14 @@ def _seed() -> None:
 
 @pytest.fixture
 def joins(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """Every (skip, up) that a forward pass joins, deepest first."""
+    """Every (skip, joined) of a forward pass, deepest first."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def spy(skip: Tensor, up: Tensor) -> Tensor:
-        seen.append((skip, up))
-        return crop_concat(skip, up)
+    def spy(skip: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        seen.append((skip, upconv_concat(skip, x, weight, bias)))
+        return seen[-1][1]
 
-    monkeypatch.setattr(unet, "crop_concat", spy)
+    monkeypatch.setattr(upsampling, "upconv_concat", spy)
     return seen
 
 
@@ -67,9 +68,10 @@ def test_sizes_and_crops_of_the_paper(joins: list[tuple[Tensor, Tensor]]) -> Non
     net = UNet(1, 2, base=1).eval()
     with torch.no_grad():
         assert net(torch.randn(1, 1, 572, 572)).shape == (1, 2, 388, 388)
-    assert [up.shape[2] for _, up in joins] == [56, 104, 200, 392]
+    assert [joined.shape[2] for _, joined in joins] == [56, 104, 200, 392]
     assert [skip.shape[2] for skip, _ in joins] == [64, 136, 280, 568]
-    assert [(skip.shape[2] - up.shape[2]) / 2 for skip, up in joins] == [4, 16, 40, 88]
+    crops = [(skip.shape[2] - joined.shape[2]) / 2 for skip, joined in joins]
+    assert crops == [4, 16, 40, 88]
     assert net.output_size(572) == 388
     assert (net.margin, net.stride, net.min_size) == (92, 16, 188)
 

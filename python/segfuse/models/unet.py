@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.upsampling import UpConv1d, UpConv2d, UpConv3d
 from ..ops.crop_concat import crop_concat
 
 __all__ = ["UNet"]
@@ -17,6 +18,7 @@ _KERNEL = 3  # width of every convolution of a block
 _CONVOLUTIONS = 2  # in a block
 _FACTOR = 2  # of pooling down and of upsampling, kernel and stride alike
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_UP_CONVOLUTIONS = {1: UpConv1d, 2: UpConv2d, 3: UpConv3d}
 
 
 class UNet(nn.Module):
@@ -30,7 +32,7 @@ class UNet(nn.Module):
     with ReLU to ``base * 2**l`` channels, then 2x2 max-pooling; below the last lies the bottom, a
     block of ``base * 2**depth`` channels. On the way up each level doubles the size and halves the
     channels, puts the contracting path's map of its own level, cropped about its centre, in front
-    (:func:`segfuse.ops.crop_concat`), and applies a block; last, a 1x1 convolution gives the
+    (:func:`segfuse.ops.upconv_concat`), and applies a block; last, a 1x1 convolution gives the
     logits. Dropout ends the contracting path: after the blocks of its last level and of the bottom.
 
     The numbers are those of two dimensions; in one and three, read 3 and 3x3x3 for 3x3, and so on.
@@ -133,7 +135,7 @@ class UNet(nn.Module):
         self.pool = _layer("MaxPool", dims)(_FACTOR, return_indices=up == "unpool")
         self.bottom = self._block(incoming[-2], width[-1], dropout=True)
         self.upsample = nn.ModuleList(
-            _layer("ConvTranspose", dims)(2 * c, c, _FACTOR, stride=_FACTOR)
+            _UP_CONVOLUTIONS[dims](2 * c, c, _FACTOR)
             if up == "deconv"
             else _layer("Conv", dims)(2 * c, c, 1)
             for c in width[:-1]
@@ -195,17 +197,21 @@ class UNet(nn.Module):
                 positions.append(where)
         x = self.bottom(x)  # (N, base * 2^depth, *s_depth)
         for level in reversed(range(self.depth)):
-            x = self.upsample[level](x)  # (N, base * 2^l, *t_l); 1x1: as small as x was
-            if self.up == "bilinear":
-                # The 1x1 convolution comes first. It acts on channels and the interpolation on
-                # space, so they commute, and so does the bias, as the interpolation's weights sum
-                # to one; and on the small map it costs a quarter (an eighth in 3-D).
-                x = F.interpolate(  # (N, base * 2^l, *t_l)
-                    x, scale_factor=_FACTOR, mode=_LINEAR[self.dims], align_corners=False
-                )
-            elif self.unpool is not None:
-                x = self.unpool(x, positions.pop())  # (N, base * 2^l, *t_l)
-            x = crop_concat(skips.pop(), x)  # (N, 2 * base * 2^l, *t_l)
+            upsample = self.upsample[level]
+            if isinstance(upsample, tuple(_UP_CONVOLUTIONS.values())):
+                x = upsample(x, skip=skips.pop())  # (N, 2 * base * 2^l, *t_l)
+            else:
+                x = upsample(x)  # (N, base * 2^l, *t_l); 1x1: as small as x was
+                if self.up == "bilinear":
+                    # The 1x1 convolution comes first. It acts on channels and the interpolation on
+                    # space, so they commute, and so does the bias, as the interpolation's weights
+                    # sum to one; and on the small map it costs a quarter (an eighth in 3-D).
+                    x = F.interpolate(  # (N, base * 2^l, *t_l)
+                        x, scale_factor=_FACTOR, mode=_LINEAR[self.dims], align_corners=False
+                    )
+                elif self.unpool is not None:
+                    x = self.unpool(x, positions.pop())  # (N, base * 2^l, *t_l)
+                x = crop_concat(skips.pop(), x)  # (N, 2 * base * 2^l, *t_l)
             x = self.merge[level](x)  # (N, base * 2^l, *t_l - what the block eats)
         logits: Tensor = self.head(x)  # (N, classes, *S - 2 * margin)
         return logits

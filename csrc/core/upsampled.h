@@ -388,8 +388,11 @@ int64_t for_each_pixel(const F& f, const Tensor&) {
   const int64_t height = coarse.down.size(), width = coarse.across.size();
   constexpr int64_t block = UpsampledPolicy::width, longest = UpsampledPolicy::longest;
   const int64_t room = UpsampledPolicy::values / 2 / coarse.classes / block * block;
-  const int64_t length = std::clamp<int64_t>(room, block, longest);
-  const int64_t strips = (width + length - 1) / length, pieces = coarse.batch * strips;
+  const int64_t most = std::clamp<int64_t>(room, block, longest);
+  const int64_t fewest = std::max<int64_t>((width + most - 1) / most, 1);
+  const int64_t length = (width + fewest * block - 1) / (fewest * block) * block;  // much alike
+  const int64_t strips = (width + length - 1) / std::max<int64_t>(length, 1);
+  const int64_t pieces = coarse.batch * strips;
   std::vector<Sum> partial(std::is_empty_v<Sum> ? 0 : pieces * height);
   if (pieces * height > 0) {
     const Spread<Acc> spread(coarse.across);

@@ -142,6 +142,7 @@ Tensor upsample_cross_entropy_backward(
   const Arguments of(scores, target, weight, weight_map, class_weight, factor, kernel, offset,
                      corners, ignore_index, smoothing);
   const Tensor out = torch::stable::new_empty(scores, scores.sizes(), of.loss.wide());
+  ask_for_large_pages(out);
   differentiate(of, grad, log_sums, denominator, reduction,
                 [&](const auto& f) { gradient_of_scores(f, out); });
   return torch::stable::to(out, scores.scalar_type());

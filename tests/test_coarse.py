@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import segfuse
 from segfuse import models, ops
@@ -152,9 +153,16 @@ def test_who_offers_coarse_scores() -> None:
     hooked.register_forward_hook(lambda _module, _args, scores: -scores)
     early.register_forward_pre_hook(lambda _module, args: args)
     replaced.forward = lambda images: -images  # type: ignore[method-assign]
-    others = [Masked(), hooked, early, replaced, nn.Sequential(Head()), models.UNet(1, 2, base=2)]
-    for model in (*others, torch.compile(Head())):
+    backward, before = Head(), Head()
+    backward.register_full_backward_hook(lambda *_: None)
+    before.register_full_backward_pre_hook(lambda *_: None)
+    others = [Masked(), hooked, early, replaced, backward, before, nn.Sequential(Head())]
+    for model in (*others, models.UNet(1, 2, base=2), torch.compile(Head())):
         assert coarse_scores(model) is None
+    of_all = register_module_forward_hook(lambda *_: None)
+    assert coarse_scores(Head()) is None
+    of_all.remove()
+    assert coarse_scores(Head()) is not None
 
 
 def test_whose_coarse_scores_are_not_taken(upsampled: list[int]) -> None:

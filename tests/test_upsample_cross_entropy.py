@@ -19,7 +19,7 @@ from torch import Tensor
 from upsampled import IN_ONE_ORDER, Case, assert_near, cases, extremes
 
 from segfuse.nn import TouchingCrossEntropy, UpsampleCrossEntropy, WeightedCrossEntropy
-from segfuse.ops import upsample_cross_entropy
+from segfuse.ops import upsample_cross_entropy, weighted_cross_entropy
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -139,6 +139,34 @@ def _loss(case: Case, **options: Any) -> Loss:
     shape = (case.scores.shape[0], *case.size)
     target = torch.randint(0, case.classes, shape, generator=generator).to(case.scores.device)
     return Loss(case, target, options)
+
+
+@in_one_order
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothing_of_scores_far_from_zero(backend: str, smoothing: float, offset: float) -> None:
+    """Where all scores are large, the loss is as exact as that of plain PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 150, 8, 8, generator=generator) + offset
+    target = torch.randint(0, 150, (1, 32, 32), generator=generator)
+    options: dict[str, Any] = {"label_smoothing": smoothing, "reduction": "none"}
+
+    def plain(scores: Tensor) -> Tensor:
+        full = F.interpolate(scores, (32, 32), mode="bilinear")
+        return F.cross_entropy(full, target, **options)
+
+    truth = plain(scores.double())
+    least = 4 * torch.finfo(torch.float32).eps * truth.max()
+    device = device_of(backend)
+    full = F.interpolate(scores.double(), (32, 32), mode="bilinear").float()
+    with running(backend):
+        ours = upsample_cross_entropy(scores.to(device), target.to(device), **options)
+        whole = weighted_cross_entropy(full.to(device), target.to(device), **options)
+    error = (plain(scores) - truth).abs().max()
+    assert (ours.cpu() - truth).abs().max() <= 2 * error + least
+    wanted = F.cross_entropy(full.double(), target, **options)
+    error = (F.cross_entropy(full, target, **options) - wanted).abs().max()
+    assert (whole.cpu() - wanted).abs().max() <= 2 * error + least
 
 
 @in_one_order

@@ -62,10 +62,10 @@ struct LossOutput {
   Acc* denominator;
 
   // From pixels' largest logits, their sums of exponentials less those, their targets' logits, and
-  // sum_k b_k x_k but for the target's share; n is at most `width`.
+  // sum_k (e / K) c_k (x_k - base), base a number near a pixel's logits; n is at most `width`.
   template <int width, class N>
   SEGFUSE_FUNCTOR void finish(const PixelLoss<T>& of, const Pixel& p, N n, const int* id,
-                              const Acc* top, const Acc* total, const Acc* picked,
+                              const Acc* top, const Acc* total, const Acc* picked, const Acc* base,
                               const Acc* smooth, LossSum& sum) const {
     alignas(64) Acc log_total[width], weight[width], value[width];
     of.weight_map.read(p, n, weight);
@@ -76,7 +76,7 @@ struct LossOutput {
     for (int64_t i = 0; i < n; ++i) {
       const Acc c = of.class_weight && id[i] >= 0 ? of.class_weight[id[i]] : Acc(1);
       Acc of_pixel = (1 - of.smoothing) * c * (log_total[i] + (top[i] - picked[i]));
-      if (of.smoothing > 0) of_pixel += shared * (top[i] + log_total[i]) - smooth[i];
+      if (of.smoothing > 0) of_pixel += shared * ((top[i] - base[i]) + log_total[i]) - smooth[i];
       value[i] = id[i] < 0 ? Acc(0) : weight[i] * of_pixel;
       weight[i] = id[i] < 0 ? Acc(0) : weight[i] * c;
       sum.wrong += id[i] == Classes::wrong;

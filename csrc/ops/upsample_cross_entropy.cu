@@ -44,11 +44,11 @@ struct Forward {
     if (loss.smoothing > 0) {
       for (int64_t k = 0; k < coarse.classes; ++k) {
         const Acc c = loss.share * loss.weight_of(k);
-        for (int i = 0; i < width; ++i) smooth[i] += c * scores(k, i);
+        for (int i = 0; i < width; ++i) smooth[i] += c * (scores(k, i) - base[i]);
       }
     }
     for (int64_t i = 0; i < n; ++i) picked[i] = id[i] < 0 ? Acc(0) : scores(id[i], i);
-    output.template finish<width>(loss, p, n, id, top, total, picked, smooth, sum);
+    output.template finish<width>(loss, p, n, id, top, total, picked, base, smooth, sum);
   }
 
   SEGFUSE_FUNCTOR void write(const Sum& total) const { output.write(total); }

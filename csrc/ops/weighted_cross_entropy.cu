@@ -59,7 +59,8 @@ struct Forward : Logits<T> {
     constexpr Acc lowest = -std::numeric_limits<Acc>::infinity();
     constexpr int width = ReducePolicy::width;
     alignas(64) Acc tile[ReducePolicy::values];
-    alignas(64) Acc top[width], total[width], picked[width], smooth[width], scratch[width];
+    alignas(64) Acc top[width], total[width], picked[width], smooth[width], base[width],
+        scratch[width];
     int id[width];
     this->loss.target.read(p, n, id);
     for (int64_t i = 0; i < n; ++i) {
@@ -91,15 +92,16 @@ struct Forward : Logits<T> {
         }
       }
       if (this->loss.smoothing > 0) {
+        for (int64_t i = 0; k == 0 && i < n; ++i) base[i] = scratch[i];
         SEGFUSE_UNROLL
         for (int64_t j = 0; j < room && j < some; ++j) {
           const Acc* x = tile + j * n;
           const Acc c = this->loss.share * this->loss.weight_of(k + j);
-          for (int64_t i = 0; i < n; ++i) smooth[i] += c * x[i];
+          for (int64_t i = 0; i < n; ++i) smooth[i] += c * (x[i] - base[i]);
         }
       }
     }
-    output.template finish<width>(this->loss, p, n, id, top, total, picked, smooth, sum);
+    output.template finish<width>(this->loss, p, n, id, top, total, picked, base, smooth, sum);
   }
 
   SEGFUSE_FUNCTOR void write(const Sum& total) const { output.write(total); }

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = ["CoarseScores", "coarse_scores"]
+
+# Where torch keeps what runs beside a module's forward; it has no other way to ask.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @runtime_checkable
@@ -46,11 +50,12 @@ def coarse_scores(model: nn.Module) -> CoarseScores | None:
 
     They cannot where something else than its class's ``forward`` makes the output: a ``forward``
     of a class derived later than ``coarse_scores``, or of the object (so of ``torch.compile``), or
-    hooks.
+    hooks of the model or of all modules. Hooks of a module that only ``forward`` calls, as of
+    ``FCN.up``, are not looked for, and do not run.
     """
     if not isinstance(model, CoarseScores) or "forward" in vars(model):
         return None
-    if model._forward_hooks or model._forward_pre_hooks:  # noqa: SLF001 - torch has no other way
+    if _has_any_global_hook() or any(vars(model)[hooks] for hooks in _HOOKS):
         return None
     for kind in type(model).__mro__:
         if "coarse_scores" in vars(kind):

@@ -111,9 +111,8 @@ def weighted_cross_entropy(
         TypeError: dtypes other than those above.
 
     Limits: one value a pixel is kept, so that a gradient's relative error may be an ulp of the
-    pixel's largest logit; likewise the loss's with label smoothing.  Gradients of gradients are
-    computed in plain PyTorch.  Within ``torch.func`` and forward-mode differentiation the reference
-    runs.
+    pixel's largest logit.  Gradients of gradients are computed in plain PyTorch.  Within
+    ``torch.func`` and forward-mode differentiation the reference runs.
     """
     op = "weighted_cross_entropy"
     check_tensor(op, "logits", logits, floating=True)

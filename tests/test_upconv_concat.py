@@ -92,6 +92,18 @@ def test_a_view_whose_rows_lie_apart() -> None:
         torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-9)
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_map_that_is_one_pixel_wide_and_expanded(axis: int) -> None:
+    given = inputs("bands")
+    size = given[1].shape
+    given[1] = given[1].detach().narrow(axis, 0, 1).requires_grad_()
+    wide = [*given[:1], given[1].expand(size), *given[2:]]
+    for ours, want in zip(
+        results(upconv_concat, wide), results(upconv_concat.reference, wide), strict=True
+    ):
+        torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-9)
+
+
 @pytest.mark.parametrize("asking", range(4))
 def test_only_what_is_asked_for_gets_a_gradient(asking: int) -> None:
     given = [t.detach() for t in inputs("bands")]
@@ -144,3 +156,14 @@ def test_modules_are_torchs_and_join(dims: int, module: type[UpConv2d]) -> None:
     assert torch.equal(ours(x), theirs(x))
     want = upconv_concat.reference(skip, x, theirs.weight, theirs.bias)
     torch.testing.assert_close(ours(x, skip=skip), want)
+
+
+def test_what_modules_refuse() -> None:
+    for factor in (0, 1.5, (2, 2)):
+        with pytest.raises(ValueError, match="UpConv: factor: expected an integer, 1 or more"):
+            UpConv2d(4, 3, factor)  # type: ignore[arg-type]
+    up = UpConv2d(4, 3, device="meta", dtype=torch.float64)
+    assert up.weight.is_meta
+    assert up.weight.dtype == torch.float64
+    with pytest.raises(ValueError, match="UpConv: output_size: expected None where a skip"):
+        UpConv2d(4, 3)(torch.randn(1, 4, 2, 2), [5, 5], skip=torch.randn(1, 2, 4, 4))

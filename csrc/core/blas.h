@@ -17,7 +17,7 @@ struct BandPolicy {
   static constexpr int64_t bytes = 8192, pixels = 4, block = 8, sums = 3, sums_bytes = 1 << 14;
 #elif SEGFUSE_CUDA_SOURCE
   static constexpr int64_t bytes = 1 << 25;    // of a band's product, which stays in the cache
-  static constexpr int64_t pixels = 1;         // of a band, at least
+  static constexpr int64_t pixels = 1;         // that a band may have, at least
   static constexpr int64_t block = INT64_MAX;  // rows of a matrix that are multiplied at once
   static constexpr int64_t sums = 1;           // partial sums of a product over all bands, at most
   static constexpr int64_t sums_bytes = 0;     // and their size, if there are several

@@ -12,8 +12,9 @@
 //
 //   dX = W dP        dW = X dP^T, summed over bands in an order that only sizes decide
 //
-// Where x is channels_last, so are the scratch (P^T) and the weight.  The page is long since it
-// holds both directions, with two functors each, and their checks.
+// Where x is channels_last, so are the scratch (P^T) and the weight.  dP has all channels of up,
+// and of large kernels (some 10 taps an axis) no less than a band of 256 pixels.  The page is long
+// since it holds both directions, with their functors and checks.
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -296,10 +297,10 @@ struct Add {
 // x as it is, where its spatial axes merge; else copied.
 Tensor merging(const Tensor& x) {
   const View v(x);
-  int64_t next = 0;  // step that the next axis must have
+  int64_t next = -1;  // step that the next axis must have; 0 beyond an expanded one
   for (int a = axes - 1; a > 1; --a) {
     if (v.size[a] == 1) continue;
-    if (next > 0 && v.stride[a] != next) return torch::stable::contiguous(x);
+    if (next >= 0 && v.stride[a] != next) return torch::stable::contiguous(x);
     next = v.stride[a] * v.size[a];
   }
   return x;

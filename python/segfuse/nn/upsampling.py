@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +93,19 @@ class DeconvUpsample(nn.Module):
 
 class _UpConv(nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 - what the three have in common
     def __init__(
-        self, in_channels: int, out_channels: int, factor: int = 2, *, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        factor: int = 2,
+        *,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        if not isinstance(factor, int) or isinstance(factor, bool) or factor < 1:
+            raise ValueError(f"UpConv: factor: expected an integer, 1 or more, got {factor!r}")
         super().__init__(  # type: ignore[call-arg]  # torch's class beside it has defaults
-            in_channels, out_channels, factor, stride=factor, bias=bias
+            in_channels, out_channels, factor, stride=factor, bias=bias, device=device, dtype=dtype
         )
 
     def forward(
@@ -105,6 +115,8 @@ class _UpConv(nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 - what the thre
         if skip is None:
             up: Tensor = super().forward(x, output_size)
             return up
+        if output_size is not None:
+            raise ValueError("UpConv: output_size: expected None where a skip is given")
         return upconv_concat(skip, x, self.weight, self.bias)
 
 
@@ -124,13 +136,15 @@ class UpConv2d(_UpConv, nn.ConvTranspose2d):
         out_channels: of the upsampled map.
         factor: kernel and stride, from 1 on.
         bias: add one.
+        device, dtype: of the parameters.
 
     Shape:
         (N, in_channels, *s) to (N, out_channels, *(factor s)); with a skip (N, Cs, *S), of at least
         that size, to (N, Cs + out_channels, *(factor s)).
 
     Raises:
-        ValueError: in forward, as the operator.
+        ValueError: a factor below 1; in forward, as the operator, or where ``output_size`` is given
+            with a skip.
     """
 
 

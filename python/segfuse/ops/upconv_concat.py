@@ -62,8 +62,11 @@ def upconv_concat(skip: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None =
         TypeError: dtypes that differ or are not floating.
 
     Limits: an ``x`` whose spatial axes do not follow each other in memory (a cropped view) is
-    copied.  Half-precision products are rounded before the bias is added.  Within ``torch.func``
-    and forward-mode differentiation the reference runs.
+    copied.  Half-precision products are rounded before the bias is added.  On CUDA products of
+    float32 use TF32 where ``torch.backends.cuda.matmul`` allows it, which is not its default, and
+    not where convolutions may.  ``torch.utils.flop_counter`` does not count them.  The gradient of
+    a ``skip`` that is not cropped is a view.  Within ``torch.func`` and forward-mode
+    differentiation the reference runs.
     """
     _check(skip, x, weight, bias)
     if runs_reference("upconv_concat", x):

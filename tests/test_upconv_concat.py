@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from backends import BACKENDS, device_of, running
 from torch import Tensor
 
 from segfuse.nn import UpConv1d, UpConv2d, UpConv3d
@@ -92,15 +93,14 @@ def test_a_view_whose_rows_lie_apart() -> None:
         torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("axis", [2, 3])
-def test_a_map_that_is_one_pixel_wide_and_expanded(axis: int) -> None:
-    given = inputs("bands")
-    size = given[1].shape
-    given[1] = given[1].detach().narrow(axis, 0, 1).requires_grad_()
-    wide = [*given[:1], given[1].expand(size), *given[2:]]
-    for ours, want in zip(
-        results(upconv_concat, wide), results(upconv_concat.reference, wide), strict=True
-    ):
+def test_a_map_that_is_one_pixel_wide_and_expanded(backend: str, axis: int) -> None:
+    given = [t.detach().to(device_of(backend)).requires_grad_() for t in inputs("bands")]
+    given[1] = given[1].detach().narrow(axis, 0, 1).expand(given[1].shape).requires_grad_()
+    with running(backend):
+        found = results(upconv_concat, given)
+    for ours, want in zip(found, results(upconv_concat.reference, given), strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-11, atol=1e-9)
 
 

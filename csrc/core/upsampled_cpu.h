@@ -82,7 +82,7 @@ class Strip {
   static constexpr int width = UpsampledPolicy::width, lanes = Spread<Acc>::lanes;
 
   const Coarse<Acc>& coarse_;
-  SpreadRows<Acc> spread_;
+  SpreadRows<Acc> rows_;
   const bool pairs_;
   int64_t blocks_;
   std::unique_ptr<Acc[]> lines_[2], zeros_;
@@ -92,7 +92,7 @@ class Strip {
  public:
   Strip(const Coarse<Acc>& coarse, const Spread<Acc>& spread, int64_t pixels)
       : coarse_(coarse),
-        spread_(coarse, spread),
+        rows_(coarse, spread),
         pairs_(coarse.down.pairs() && !coarse.weights.table),
         blocks_((pixels + width - 1) / width) {
     const int64_t values = coarse.classes * width;
@@ -148,7 +148,7 @@ class Strip {
       const int64_t x = (g - g0) * lanes;
       return to + x / width * coarse_.classes * width + x % width;
     };
-    spread_.spread(image_, row, 0, coarse_.classes, g0, (end + lanes - 1) / lanes, at, width);
+    rows_.spread(image_, row, 0, coarse_.classes, g0, (end + lanes - 1) / lanes, at, width);
     return to;
   }
 
